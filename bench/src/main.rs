@@ -1,0 +1,3 @@
+//! The bench harness.
+
+fn main() {}

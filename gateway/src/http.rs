@@ -1,0 +1,183 @@
+//! HTTP/1.1 as every role serves and speaks it: one server loop, one client, bodies, path segments, plain-text errors.
+
+pub mod client;
+pub mod server;
+
+pub use client::Client;
+pub use server::{Service, serve};
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::BoxBody};
+use hyper::{
+    StatusCode,
+    body::{Frame, Incoming},
+    header::{self, HeaderValue},
+};
+use std::borrow::Cow;
+
+/// Whatever went wrong inside a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of our responses and of our client's requests.
+pub type Body = BoxBody<Bytes, BoxError>;
+/// A request as the server hands it on.
+pub type Request = hyper::Request<Incoming>;
+/// A response of ours.
+pub type Response = hyper::Response<Body>;
+
+/// No body.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed()
+}
+
+/// A body of bytes at hand.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+/// A body of bytes as they come. An error ends the connection instead of the body, so that a short body never looks whole.
+pub fn stream<S, E>(bytes: S) -> Body
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + Sync + 'static,
+    E: Into<BoxError> + 'static,
+{
+    BodyExt::boxed(StreamBody::new(bytes.map_ok(Frame::data).map_err(Into::into)))
+}
+
+/// A response with a body of text.
+pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Response {
+    with_type(status, "text/plain; charset=utf-8", text)
+}
+
+/// A response with a body of JSON.
+pub fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => with_type(status, "application/json", bytes),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode answer: {error}")),
+    }
+}
+
+/// A response with a body of a given type.
+pub fn with_type(status: StatusCode, media_type: &'static str, bytes: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+/// A response without a body.
+pub fn status(status: StatusCode) -> Response {
+    let mut response = Response::new(empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// A failed request: the status and the plain text the client sees, as Kraken's services answer. The registry has its own.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{status}: {message}")]
+pub struct Error {
+    /// The answer's status.
+    pub status: StatusCode,
+    /// The answer's text: what is wrong and, where it helps, what to do.
+    pub message: Cow<'static, str>,
+}
+
+impl Error {
+    /// An error with this status and text.
+    pub fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// 400.
+    pub fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 404.
+    pub fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 500.
+    pub fn internal(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// 503.
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+}
+
+impl From<Error> for Response {
+    fn from(error: Error) -> Self {
+        text(error.status, error.message.into_owned())
+    }
+}
+
+/// Reads a whole body of at most `limit` bytes; 413 beyond, 400 where it breaks off.
+pub async fn read_body<B>(body: B, limit: usize) -> Result<Bytes, Error>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Error::new(StatusCode::PAYLOAD_TOO_LARGE, format!("body is longer than {limit} bytes")))
+        }
+        Err(error) => Err(Error::bad_request(format!("body broke off: {error}"))),
+    }
+}
+
+/// The segments of a path, each percent-decoded once; 400 where one is not UTF-8. `/a//b/` has the segments a, "", b, "".
+pub fn segments(path: &str) -> Result<Vec<String>, Error> {
+    let decode = |part| percent_encoding::percent_decode_str(part).decode_utf8().map(Cow::into_owned);
+    let parts = path.strip_prefix('/').unwrap_or(path).split('/').map(decode);
+    parts.collect::<Result<_, _>>().map_err(|_| Error::bad_request("path is not UTF-8"))
+}
+
+/// The value of one query parameter, decoded (`+` stands for itself); the first where it stands several times.
+pub fn query(uri: &hyper::Uri, name: &str) -> Option<String> {
+    query_all(uri, name).into_iter().next()
+}
+
+/// Every value of a query parameter, in order.
+pub fn query_all(uri: &hyper::Uri, name: &str) -> Vec<String> {
+    let pairs = uri.query().unwrap_or("").split('&');
+    let values = pairs.filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(key) == name).then(|| decoded(value).into_owned())
+    });
+    values.collect()
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy()
+}
+
+/// Percent-encodes one path segment, slashes included.
+pub fn encode_segment(text: &str) -> String {
+    const KEPT: &percent_encoding::AsciiSet =
+        &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
+    percent_encoding::utf8_percent_encode(text, KEPT).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_queries_are_decoded_once() {
+        assert_eq!(segments("/tags/lib%2Fapp:1").unwrap(), ["tags", "lib/app:1"]);
+        assert_eq!(segments("/a//b/").unwrap(), ["a", "", "b", ""]);
+        assert!(segments("/%ff").is_err());
+        let uri: hyper::Uri = "/x?n=5&last=a%2Fb&n=6&flag".parse().unwrap();
+        assert_eq!(query(&uri, "n").as_deref(), Some("5"));
+        assert_eq!(query_all(&uri, "n"), ["5", "6"]);
+        assert_eq!(query(&uri, "last").as_deref(), Some("a/b"));
+        assert_eq!(query(&uri, "flag").as_deref(), Some(""));
+        assert_eq!(query(&uri, "none"), None);
+        assert_eq!(encode_segment("lib/app:1"), "lib%2Fapp:1");
+    }
+}

@@ -1,0 +1,95 @@
+//! The server loop: accept, bound, answer, drain.
+
+use super::{Request, Response};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::Semaphore, sync::watch, task::JoinSet};
+
+/// Longest wait for a request's headers, from the connection's start or the last answer's end.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+/// Most connections of one listener.
+const CONNECTIONS_MAX: usize = 8192;
+/// Longest request head, bytes.
+const HEAD_LEN_MAX: usize = 64 << 10;
+/// Most headers of a request.
+const HEADERS_MAX: usize = 100;
+
+/// What answers requests. Never fails: an error is a response.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(self: Arc<Self>, request: Request) -> impl Future<Output = Response> + Send;
+}
+
+/// Serves until `stop` turns true, then lets requests under way end for at most `drain`.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    service: Arc<S>,
+    mut stop: watch::Receiver<bool>,
+    drain: Duration,
+) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stop) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let socket = match accepted {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                // Out of descriptors, or a connection gone before we took it: others may end meanwhile.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        let stop = stop.clone();
+        connections.spawn(async move {
+            connection(socket, service, stop).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    let drained = tokio::time::timeout(drain, async { while connections.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!(left = connections.len(), "requests cut after the drain time");
+        connections.shutdown().await;
+    }
+}
+
+/// Until `stop` is true, or its sender gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn connection<S: Service>(socket: tokio::net::TcpStream, service: Arc<S>, mut stop: watch::Receiver<bool>) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "set TCP_NODELAY");
+    }
+    let answer = service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(HEAD_LEN_MAX)
+        .half_close(false)
+        .serve_connection(TokioIo::new(socket), answer);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}

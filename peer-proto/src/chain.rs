@@ -1,0 +1,191 @@
+//! A digest as a chain: SHA-2 compresses block after block, so the hash of a blob passes through a known state at every
+//! piece edge. Whoever knows the state at both ends of a piece can prove the piece alone, in any order.
+
+use crate::id::{Algorithm, Digest};
+use sha2::block_api::{compress256, compress512};
+
+const SHA256_INITIAL: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const SHA512_INITIAL: [u64; 8] = [
+    0x6a09_e667_f3bc_c908,
+    0xbb67_ae85_84ca_a73b,
+    0x3c6e_f372_fe94_f82b,
+    0xa54f_f53a_5f1d_36f1,
+    0x510e_527f_ade6_82d1,
+    0x9b05_688c_2b3e_6c1f,
+    0x1f83_d9ab_fb41_bd6b,
+    0x5be0_cd19_137e_2179,
+];
+
+/// Longest block of a hash we know, in bytes. Piece lengths are multiples of it.
+pub const BLOCK_LEN_MAX: usize = 128;
+
+#[derive(Clone, Copy)]
+enum State {
+    Sha256([u32; 8]),
+    Sha512([u64; 8]),
+}
+
+impl State {
+    fn initial(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => Self::Sha256(SHA256_INITIAL),
+            Algorithm::Sha512 => Self::Sha512(SHA512_INITIAL),
+        }
+    }
+
+    const fn block_len(&self) -> usize {
+        match self {
+            Self::Sha256(_) => 64,
+            Self::Sha512(_) => 128,
+        }
+    }
+
+    /// Compresses whole blocks; what is left over is the caller's.
+    fn compress(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(words) => compress256(words, bytes.as_chunks().0),
+            Self::Sha512(words) => compress512(words, bytes.as_chunks().0),
+        }
+    }
+
+    fn value(&self) -> Digest {
+        match self {
+            Self::Sha256(words) => {
+                let mut out = [0; 32];
+                for (word, o) in words.iter().zip(out.as_chunks_mut().0) {
+                    *o = word.to_be_bytes();
+                }
+                Digest::sha256(out)
+            }
+            Self::Sha512(words) => {
+                let mut out = [0; 64];
+                for (word, o) in words.iter().zip(out.as_chunks_mut().0) {
+                    *o = word.to_be_bytes();
+                }
+                Digest::sha512(out)
+            }
+        }
+    }
+
+    fn from_value(algorithm: Algorithm, value: &[u8]) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => {
+                let mut words = [0; 8];
+                for (word, bytes) in words.iter_mut().zip(value.as_chunks().0) {
+                    *word = u32::from_be_bytes(*bytes);
+                }
+                Self::Sha256(words)
+            }
+            Algorithm::Sha512 => {
+                let mut words = [0; 8];
+                for (word, bytes) in words.iter_mut().zip(value.as_chunks().0) {
+                    *word = u64::from_be_bytes(*bytes);
+                }
+                Self::Sha512(words)
+            }
+        }
+    }
+}
+
+/// A SHA-2 hash that can start and stop at any block edge.
+#[derive(Clone)]
+pub struct Hasher {
+    state: State,
+    /// Bytes hashed since the blob's start, `pending` included.
+    len: u64,
+    /// What has not filled a block yet; `0 <= pending_len < block_len`.
+    pending: [u8; BLOCK_LEN_MAX],
+    pending_len: usize,
+}
+
+impl Hasher {
+    /// Starts at the beginning of a blob.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self { state: State::initial(algorithm), len: 0, pending: [0; BLOCK_LEN_MAX], pending_len: 0 }
+    }
+
+    /// Continues at byte `offset`, a multiple of [`BLOCK_LEN_MAX`], from the chaining value there.
+    pub(crate) fn resume(algorithm: Algorithm, value: &[u8], offset: u64) -> Self {
+        debug_assert_eq!(value.len(), algorithm.digest_len());
+        debug_assert_eq!(offset % BLOCK_LEN_MAX as u64, 0);
+        Self { state: State::from_value(algorithm, value), len: offset, pending: [0; BLOCK_LEN_MAX], pending_len: 0 }
+    }
+
+    /// Bytes hashed since the blob's start.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing has been hashed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Hashes the next bytes.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len() as u64;
+        let block_len = self.state.block_len();
+        if self.pending_len > 0 {
+            let take = bytes.len().min(block_len - self.pending_len);
+            self.pending[self.pending_len..self.pending_len + take].copy_from_slice(&bytes[..take]);
+            self.pending_len += take;
+            bytes = &bytes[take..];
+            if self.pending_len < block_len {
+                return;
+            }
+            self.state.compress(&self.pending[..block_len]);
+            self.pending_len = 0;
+        }
+        let rest = bytes.len() % block_len;
+        let (blocks, tail) = bytes.split_at(bytes.len() - rest);
+        self.state.compress(blocks);
+        self.pending[..rest].copy_from_slice(tail);
+        self.pending_len = rest;
+    }
+
+    /// The chaining value here, where the length so far is a multiple of the hash's block.
+    pub(crate) fn edge(&self) -> Option<Digest> {
+        (self.pending_len == 0).then(|| self.state.value())
+    }
+
+    /// Pads and closes the hash.
+    pub fn finish(mut self) -> Digest {
+        let block_len = self.state.block_len();
+        let length_len = block_len / 8;
+        let bits = u128::from(self.len) * 8;
+        let mut tail = [0; 2 * BLOCK_LEN_MAX];
+        tail[..self.pending_len].copy_from_slice(&self.pending[..self.pending_len]);
+        tail[self.pending_len] = 0x80;
+        let blocks = if self.pending_len + 1 + length_len <= block_len { 1 } else { 2 };
+        let end = blocks * block_len;
+        tail[end - length_len..end].copy_from_slice(&bits.to_be_bytes()[16 - length_len..]);
+        self.state.compress(&tail[..end]);
+        self.state.value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use sha2::Digest as _;
+
+    #[test]
+    fn agrees_with_the_plain_hash_whatever_the_cuts() {
+        for len in [0usize, 1, 55, 56, 63, 64, 65, 111, 112, 119, 120, 127, 128, 129, 1000, 4096] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 31 % 251) as u8).collect();
+            for cut in [1, 7, 64, 100, 5000] {
+                for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                    let mut ours = Hasher::new(algorithm);
+                    bytes.chunks(cut).for_each(|chunk| ours.update(chunk));
+                    let theirs: Vec<u8> = match algorithm {
+                        Algorithm::Sha256 => sha2::Sha256::digest(&bytes).to_vec(),
+                        Algorithm::Sha512 => sha2::Sha512::digest(&bytes).to_vec(),
+                    };
+                    assert_eq!(ours.finish().as_bytes(), theirs, "{len} bytes cut by {cut}");
+                }
+            }
+        }
+    }
+}
