@@ -1,0 +1,844 @@
+//! One configuration tree for all roles: the file as it is written ([`Raw`]), checked into what each role needs.
+//!
+//! A file is TOML. A role reads the sections it needs and ignores the others, so that one file may serve a whole host;
+//! a key that nobody knows is an error. Flags stand over the file, the file over the defaults.
+
+pub mod quantity;
+
+pub use quantity::{HostPort, Rate, Size, Span};
+
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU64, NonZeroUsize},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+/// What a process does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, clap::ValueEnum)]
+pub enum Role {
+    /// On every host: serves images and blobs to it, from the swarm.
+    Agent,
+    /// Keeps blobs, seeds them, and has them written to the storage backend.
+    Origin,
+    /// Tells nodes whom to download from.
+    Tracker,
+    /// The registry that images are pushed to.
+    Proxy,
+    /// Which digest a tag stands for.
+    Index,
+}
+
+impl Role {
+    /// Every role, in the order of the data: pushed, kept, found, pulled.
+    pub const ALL: [Self; 5] = [Self::Proxy, Self::Index, Self::Tracker, Self::Origin, Self::Agent];
+
+    /// Its name on the command line, in logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Origin => "origin",
+            Self::Tracker => "tracker",
+            Self::Proxy => "proxy",
+            Self::Index => "index",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The file, with its defaults.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Where the role keeps what must survive a restart. One file system.
+    pub data_dir: PathBuf,
+    /// Longest wait for requests under way when the process is asked to stop.
+    pub drain: Span,
+    /// Logs.
+    pub log: Log,
+    /// Addresses that HTTP is served on.
+    pub listen: Listen,
+    /// The peer protocol: agents and origins.
+    pub peer: Peer,
+    /// The storage engine: agents and origins.
+    pub engine: Engine,
+    /// Bandwidth: agents and origins.
+    pub limits: Limits,
+    /// The services of the cluster.
+    pub cluster: Cluster,
+    /// How long an agent waits for what is not there yet.
+    pub download: Download,
+    /// What a tracker tells its nodes.
+    pub tracker: Tracker,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/shoal"),
+            drain: Span::secs(30),
+            log: Log::default(),
+            listen: Listen::default(),
+            peer: Peer::default(),
+            engine: Engine::default(),
+            limits: Limits::default(),
+            cluster: Cluster::default(),
+            download: Download::default(),
+            tracker: Tracker::default(),
+        }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Lines for people, or JSON for machines.
+    pub format: LogFormat,
+    /// What is logged: a level, or directives such as `info,engine=debug`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".into() }
+    }
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[listen]`: port 0 takes any free port.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// The registry: agents (127.0.0.1:16000) and proxies (0.0.0.0:15000).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry: Option<SocketAddr>,
+    /// The role's own API: agents (16002), origins (15002), trackers (15003), indexes (15004).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<SocketAddr>,
+}
+
+/// `[peer]`
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peer {
+    /// Where peers are served: agents 0.0.0.0:16001, origins 0.0.0.0:15001.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// The address told to other nodes; found from the host's routes where none is given and `listen` names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// The node's failure or network zone.
+    pub zone: String,
+}
+
+/// `[engine]`
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Threads that do network I/O; half of the cores unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
+    /// Threads that hash and do file I/O; half of the cores unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
+    /// How the kernel is spoken to.
+    pub driver: Driver,
+    /// Most bytes of blobs kept on disk, the least recently used going first; as the disk allows unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Size>,
+    /// How received pieces are proven.
+    pub proof: Proof,
+    /// Serve from memory-mapped files; off for file systems that are unsafe to map.
+    pub mmap: bool,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { shards: None, workers: None, driver: Driver::Auto, quota: None, proof: Proof::Full, mmap: true }
+    }
+}
+
+/// How shards speak to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// io_uring, or epoll where it is refused.
+    Auto,
+    /// io_uring or nothing.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// How received pieces are proven.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// Against the digest.
+    Full,
+    /// By checksum only: the digest is left to the client.
+    Crc,
+}
+
+/// `[limits]`
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Most bytes a second received from peers; as the network allows unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_in: Option<Rate>,
+    /// Most bytes a second sent to peers; as the network allows unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_out: Option<Rate>,
+}
+
+/// `[cluster]`: the same on every node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// The origins' API addresses.
+    pub origins: Vec<HostPort>,
+    /// The trackers' addresses.
+    pub trackers: Vec<HostPort>,
+    /// The indexes' addresses.
+    pub indexes: Vec<HostPort>,
+    /// Origins that keep each blob.
+    pub replicas: usize,
+    /// This node's own entry in `origins` or `indexes`; the entry of the host's name and port unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub this: Option<HostPort>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { origins: Vec::new(), trackers: Vec::new(), indexes: Vec::new(), replicas: 2, this: None }
+    }
+}
+
+/// `[download]`
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Download {
+    /// Longest wait while no tracker or origin can be reached.
+    pub unreachable_wait: Span,
+    /// Longest wait while an origin fetches the blob from its backend.
+    pub refresh_wait: Span,
+    /// Longest wait of a client for the next piece.
+    pub piece_wait: Span,
+}
+
+impl Default for Download {
+    fn default() -> Self {
+        Self { unreachable_wait: Span::secs(30), refresh_wait: Span::secs(900), piece_wait: Span::secs(300) }
+    }
+}
+
+/// `[tracker]`
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tracker {
+    /// How often a node announces what it downloads.
+    pub announce_interval: Span,
+    /// Most peers in one answer for one blob.
+    pub peers_max: usize,
+}
+
+impl Default for Tracker {
+    fn default() -> Self {
+        Self { announce_interval: Span::secs(3), peers_max: 50 }
+    }
+}
+
+/// A value of the file that cannot be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The key, as `section.key`.
+    pub key: &'static str,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is not TOML, or has a key or a value that nobody knows.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// `--set` with something else than `key=value`, or a key or a value that nobody knows.
+    #[error("--set {assignment}: {message}")]
+    Set {
+        /// As it was given.
+        assignment: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Values that cannot be, or not together.
+    #[error("{}", lines(.0))]
+    Problems(Vec<Problem>),
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.key, p.message)).collect();
+    lines.join("\n")
+}
+
+impl Raw {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+        toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_path_buf(), source: source.into() })
+    }
+
+    /// Sets one key: `section.key=value`, the value as in the file, or a bare text.
+    pub fn set(&mut self, assignment: &str) -> Result<(), Error> {
+        let error = |message: String| Error::Set { assignment: assignment.into(), message };
+        let (key, text) = assignment.split_once('=').ok_or_else(|| error("expected section.key=value".into()))?;
+        let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| toml::Value::String(text.into()));
+        let mut tree = toml::Table::try_from(&*self).map_err(|e| error(e.to_string()))?;
+        let mut at = &mut tree;
+        let mut path = key.trim().split('.').peekable();
+        while let Some(part) = path.next() {
+            if path.peek().is_none() {
+                at.insert(part.into(), value);
+                break;
+            }
+            let next = at.entry(part).or_insert_with(|| toml::Table::new().into());
+            at = next.as_table_mut().ok_or_else(|| error(format!("{part} is not a section")))?;
+        }
+        *self = tree.try_into().map_err(|e| error(e.message().into()))?;
+        Ok(())
+    }
+
+    /// Fills in what depends on the role.
+    pub fn fill(&mut self, role: Role) {
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let (registry, api, peer) = match role {
+            Role::Agent => (Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 16000))), Some(any(16002)), Some(any(16001))),
+            Role::Origin => (None, Some(any(15002)), Some(any(15001))),
+            Role::Tracker => (None, Some(any(15003)), None),
+            Role::Proxy => (Some(any(15000)), None, None),
+            Role::Index => (None, Some(any(15004)), None),
+        };
+        self.listen.registry = self.listen.registry.or(registry);
+        self.listen.api = self.listen.api.or(api);
+        self.peer.listen = self.peer.listen.or(peer);
+    }
+
+    /// The file as it would have to be written to say everything that is in force.
+    pub fn print(&self) -> String {
+        toml::to_string(self).unwrap_or_else(|error| format!("# not representable: {error}\n"))
+    }
+
+    /// Checks what an agent needs.
+    pub fn agent(&self) -> Result<Agent, Error> {
+        let mut check = Check::new(self, Role::Agent);
+        let agent = Agent {
+            common: check.common(),
+            registry: check.raw.listen.registry.unwrap_or(ANY),
+            api: check.raw.listen.api.unwrap_or(ANY),
+            engine: check.engine(false),
+            zone: self.peer.zone.clone(),
+            trackers: check.hosts("cluster.trackers", &self.cluster.trackers),
+            indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
+            download: DownloadWaits {
+                unreachable: self.download.unreachable_wait.get(),
+                refresh: self.download.refresh_wait.get(),
+                piece: self.download.piece_wait.get(),
+            },
+        };
+        check.positive("download.piece_wait", self.download.piece_wait);
+        check.done(agent)
+    }
+
+    /// Checks what an origin needs.
+    pub fn origin(&self) -> Result<Origin, Error> {
+        let mut check = Check::new(self, Role::Origin);
+        let api = check.raw.listen.api.unwrap_or(ANY);
+        let origins = check.hosts("cluster.origins", &self.cluster.origins);
+        let origin = Origin {
+            common: check.common(),
+            api,
+            engine: check.engine(true),
+            zone: self.peer.zone.clone(),
+            this: check.this("cluster.origins", &origins, api),
+            origins,
+            replicas: check.replicas(),
+        };
+        check.done(origin)
+    }
+
+    /// Checks what a tracker needs.
+    pub fn tracker(&self) -> Result<TrackerRole, Error> {
+        let mut check = Check::new(self, Role::Tracker);
+        let tracker = TrackerRole {
+            common: check.common(),
+            api: check.raw.listen.api.unwrap_or(ANY),
+            origins: check.hosts("cluster.origins", &self.cluster.origins),
+            replicas: check.replicas(),
+            announce_interval: self.tracker.announce_interval.get(),
+            peers_max: self.tracker.peers_max,
+        };
+        check.positive("tracker.announce_interval", self.tracker.announce_interval);
+        if !(1..=PEERS_MAX).contains(&self.tracker.peers_max) {
+            check.problem("tracker.peers_max", format!("must be 1 to {PEERS_MAX}, not {}", self.tracker.peers_max));
+        }
+        check.done(tracker)
+    }
+
+    /// Checks what a proxy needs.
+    pub fn proxy(&self) -> Result<Proxy, Error> {
+        let mut check = Check::new(self, Role::Proxy);
+        let proxy = Proxy {
+            common: check.common(),
+            registry: check.raw.listen.registry.unwrap_or(ANY),
+            origins: check.hosts("cluster.origins", &self.cluster.origins),
+            replicas: check.replicas(),
+            indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
+        };
+        check.done(proxy)
+    }
+
+    /// Checks what an index needs.
+    pub fn index(&self) -> Result<Index, Error> {
+        let mut check = Check::new(self, Role::Index);
+        let api = check.raw.listen.api.unwrap_or(ANY);
+        let indexes = check.hosts("cluster.indexes", &self.cluster.indexes);
+        let index = Index {
+            common: check.common(),
+            api,
+            this: check.this("cluster.indexes", &indexes, api),
+            indexes,
+            origins: check.hosts("cluster.origins", &self.cluster.origins),
+            replicas: check.replicas(),
+        };
+        check.done(index)
+    }
+
+    /// Checks what a role needs, for its errors alone.
+    pub fn check(&self, role: Role) -> Result<(), Error> {
+        match role {
+            Role::Agent => self.agent().map(drop),
+            Role::Origin => self.origin().map(drop),
+            Role::Tracker => self.tracker().map(drop),
+            Role::Proxy => self.proxy().map(drop),
+            Role::Index => self.index().map(drop),
+        }
+    }
+}
+
+/// What every role has.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Where the role keeps what must survive a restart.
+    pub data_dir: PathBuf,
+    /// Longest wait for requests under way at the end.
+    pub drain: Duration,
+}
+
+/// A checked agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// What every role has.
+    pub common: Common,
+    /// Where its registry listens.
+    pub registry: SocketAddr,
+    /// Where its blob API listens.
+    pub api: SocketAddr,
+    /// Its engine.
+    pub engine: engine::Config,
+    /// Its zone; may be empty.
+    pub zone: String,
+    /// At least one.
+    pub trackers: Vec<HostPort>,
+    /// At least one.
+    pub indexes: Vec<HostPort>,
+    /// How long it waits.
+    pub download: DownloadWaits,
+}
+
+/// How long an agent waits for what is not there yet.
+#[derive(Clone, Copy, Debug)]
+pub struct DownloadWaits {
+    /// While no tracker or origin can be reached.
+    pub unreachable: Duration,
+    /// While an origin fetches the blob from its backend.
+    pub refresh: Duration,
+    /// A client, for the next piece.
+    pub piece: Duration,
+}
+
+/// A checked origin.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// What every role has.
+    pub common: Common,
+    /// Where its blob API listens.
+    pub api: SocketAddr,
+    /// Its engine.
+    pub engine: engine::Config,
+    /// Its zone; may be empty.
+    pub zone: String,
+    /// Its own entry among `origins`.
+    pub this: HostPort,
+    /// All origins, itself included.
+    pub origins: Vec<HostPort>,
+    /// Origins that keep each blob, at most all of them.
+    pub replicas: NonZeroUsize,
+}
+
+/// A checked tracker.
+#[derive(Clone, Debug)]
+pub struct TrackerRole {
+    /// What every role has.
+    pub common: Common,
+    /// Where it listens.
+    pub api: SocketAddr,
+    /// At least one.
+    pub origins: Vec<HostPort>,
+    /// Origins that keep each blob, at most all of them.
+    pub replicas: NonZeroUsize,
+    /// How often a node announces what it downloads.
+    pub announce_interval: Duration,
+    /// Most peers in one answer for one blob.
+    pub peers_max: usize,
+}
+
+/// A checked proxy.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// What every role has.
+    pub common: Common,
+    /// Where its registry listens.
+    pub registry: SocketAddr,
+    /// At least one.
+    pub origins: Vec<HostPort>,
+    /// Origins that keep each blob, at most all of them.
+    pub replicas: NonZeroUsize,
+    /// At least one.
+    pub indexes: Vec<HostPort>,
+}
+
+/// A checked index.
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// What every role has.
+    pub common: Common,
+    /// Where it listens.
+    pub api: SocketAddr,
+    /// Its own entry among `indexes`.
+    pub this: HostPort,
+    /// All indexes, itself included.
+    pub indexes: Vec<HostPort>,
+    /// At least one.
+    pub origins: Vec<HostPort>,
+    /// Origins that keep each blob, at most all of them.
+    pub replicas: NonZeroUsize,
+}
+
+/// Most peers a tracker may be told to hand out for one blob.
+const PEERS_MAX: usize = 200;
+/// Most services of one kind.
+const HOSTS_MAX: usize = 1024;
+/// Most threads of one kind.
+const THREADS_MAX: usize = 256;
+/// Stands where a problem was noted, or the role has a default.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// A check under way: the filled-in file, and the problems so far.
+struct Check {
+    raw: Raw,
+    problems: Vec<Problem>,
+}
+
+impl Check {
+    fn new(raw: &Raw, role: Role) -> Self {
+        let mut raw = raw.clone();
+        raw.fill(role);
+        Self { raw, problems: Vec::new() }
+    }
+
+    fn done<T>(self, checked: T) -> Result<T, Error> {
+        if self.problems.is_empty() { Ok(checked) } else { Err(Error::Problems(self.problems)) }
+    }
+
+    fn problem(&mut self, key: &'static str, message: impl Into<String>) {
+        self.problems.push(Problem { key, message: message.into() });
+    }
+
+    fn positive(&mut self, key: &'static str, span: Span) {
+        if span.get().is_zero() {
+            self.problem(key, "must be more than 0s");
+        }
+    }
+
+    fn common(&mut self) -> Common {
+        if self.raw.data_dir.as_os_str().is_empty() {
+            self.problem("data_dir", "must name a directory");
+        }
+        if let Err(error) = self.raw.log.filter.parse::<tracing_subscriber::EnvFilter>() {
+            self.problem("log.filter", error.to_string());
+        }
+        Common { data_dir: self.raw.data_dir.clone(), drain: self.raw.drain.get() }
+    }
+
+    fn engine(&mut self, origin: bool) -> engine::Config {
+        let cores = thread::available_parallelism().map_or(2, NonZeroUsize::get);
+        let raw = self.raw.engine.clone();
+        let listen = self.raw.peer.listen.unwrap_or(ANY);
+        if let Some(advertise) = self.raw.peer.advertise
+            && (advertise.ip().is_unspecified() || advertise.port() == 0)
+        {
+            self.problem("peer.advertise", format!("{advertise} is not an address that others can dial"));
+        }
+        engine::Config {
+            data_dir: self.raw.data_dir.clone(),
+            listen,
+            advertise: self.raw.peer.advertise,
+            id: None,
+            origin,
+            shards: self.threads("engine.shards", raw.shards, cores / 2),
+            workers: self.threads("engine.workers", raw.workers, cores / 2),
+            driver: match raw.driver {
+                Driver::Auto => engine::handle::DriverChoice::Auto,
+                Driver::IoUring => engine::handle::DriverChoice::IoUring,
+                Driver::Epoll => engine::handle::DriverChoice::Epoll,
+            },
+            quota: self.nonzero("engine.quota", raw.quota.map(Size::get)),
+            proof: match raw.proof {
+                Proof::Full => engine::handle::Proof::Full,
+                Proof::Crc => engine::handle::Proof::Crc,
+            },
+            mmap: raw.mmap,
+            limits: engine::handle::Limits {
+                bytes_in_per_s: self.nonzero("limits.peer_in", self.raw.limits.peer_in.map(Rate::bytes_per_s)),
+                bytes_out_per_s: self.nonzero("limits.peer_out", self.raw.limits.peer_out.map(Rate::bytes_per_s)),
+            },
+        }
+    }
+
+    fn threads(&mut self, key: &'static str, given: Option<usize>, default: usize) -> NonZeroUsize {
+        let count = given.unwrap_or_else(|| default.clamp(1, THREADS_MAX));
+        if count > THREADS_MAX {
+            self.problem(key, format!("must be 1 to {THREADS_MAX}, not {count}"));
+        }
+        NonZeroUsize::new(count).unwrap_or_else(|| {
+            self.problem(key, format!("must be 1 to {THREADS_MAX}, not 0"));
+            NonZeroUsize::MIN
+        })
+    }
+
+    fn nonzero(&mut self, key: &'static str, given: Option<u64>) -> Option<NonZeroU64> {
+        if given == Some(0) {
+            self.problem(key, "must be more than 0; leave it out for no limit");
+        }
+        given.and_then(NonZeroU64::new)
+    }
+
+    fn hosts(&mut self, key: &'static str, hosts: &[HostPort]) -> Vec<HostPort> {
+        if hosts.is_empty() {
+            self.problem(key, "must name at least one host:port");
+        }
+        if hosts.len() > HOSTS_MAX {
+            self.problem(key, format!("must name at most {HOSTS_MAX} hosts, not {}", hosts.len()));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = hosts.iter().find(|host| !seen.insert(*host)) {
+            self.problem(key, format!("names {twice} twice"));
+        }
+        hosts.to_vec()
+    }
+
+    fn replicas(&mut self) -> NonZeroUsize {
+        let all = self.raw.cluster.origins.len().max(1);
+        NonZeroUsize::new(self.raw.cluster.replicas.min(all)).unwrap_or_else(|| {
+            self.problem("cluster.replicas", "must be at least 1");
+            NonZeroUsize::MIN
+        })
+    }
+
+    /// The node's own entry in a list: as given, or the only one that has its port and its name or address.
+    fn this(&mut self, list: &'static str, hosts: &[HostPort], listen: SocketAddr) -> HostPort {
+        let anything = || HostPort::from(listen);
+        if hosts.is_empty() {
+            return anything();
+        }
+        if let Some(this) = self.raw.cluster.this.clone() {
+            if !hosts.contains(&this) {
+                self.problem("cluster.this", format!("{this} is not in {list}"));
+            }
+            return this;
+        }
+        if let [only] = hosts {
+            return only.clone();
+        }
+        let name = host_name();
+        let mine = |host: &&HostPort| {
+            host.as_str() == listen.to_string()
+                || host.as_str().strip_prefix(host.host()) == Some(&format!(":{}", listen.port()))
+                    && !name.is_empty()
+                    && (host.host() == name || host.host().split('.').next() == Some(&name))
+        };
+        match hosts.iter().find(mine) {
+            Some(this) => this.clone(),
+            None => {
+                self.problem(
+                    "cluster.this",
+                    format!("must say which entry of {list} this node is: neither {listen} nor {name:?} is in it"),
+                );
+                anything()
+            }
+        }
+    }
+}
+
+/// The host's name; empty where the kernel does not tell.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(result: Result<(), Error>) -> String {
+        match result {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn raw(text: &str) -> Raw {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_files_beside_the_source_are_sound() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+        for role in Role::ALL {
+            let raw = Raw::read(&dir.join(format!("{role}.toml"))).unwrap();
+            raw.check(role).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_printed_reads_back() {
+        for role in Role::ALL {
+            let mut filled =
+                raw("[cluster]\norigins = [\"o:1\"]\n[engine]\nquota = \"1GiB\"\n[limits]\npeer_in = \"1GB/s\"");
+            filled.fill(role);
+            assert_eq!(raw(&filled.print()), filled);
+        }
+    }
+
+    #[test]
+    fn problems_name_their_keys() {
+        let text = r#"
+            data_dir = ""
+            [log]
+            filter = "a=b=c"
+            [peer]
+            advertise = "0.0.0.0:1"
+            [engine]
+            shards = 0
+            workers = 1000
+            quota = 0
+            [cluster]
+            trackers = ["t:1", "t:1"]
+            [download]
+            piece_wait = "0s"
+        "#;
+        let said = problems(raw(text).check(Role::Agent));
+        let keys: Vec<&str> = said.lines().map(|line| line.split(':').next().unwrap()).collect();
+        let expected = [
+            "data_dir",
+            "log.filter",
+            "peer.advertise",
+            "engine.shards",
+            "engine.workers",
+            "engine.quota",
+            "cluster.trackers",
+            "cluster.indexes",
+            "download.piece_wait",
+        ];
+        assert_eq!(keys, expected, "{said}");
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused() {
+        for (text, said) in [
+            ("[engin]", "unknown field `engin`"),
+            ("[engine]\nquotta = 1", "unknown field `quotta`"),
+            ("[engine]\nquota = \"1 furlong\"", "is not a number of bytes such as"),
+            ("drain = 30", "\"30\" is not a duration such as"),
+            ("[cluster]\norigins = [\"origin\"]", "is not host:port"),
+        ] {
+            let error = toml::from_str::<Raw>(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn single_keys_can_be_set() {
+        let mut raw = Raw::default();
+        raw.set("engine.quota=10GiB").unwrap();
+        raw.set("engine.mmap=false").unwrap();
+        raw.set("cluster.trackers=[\"t:1\"]").unwrap();
+        raw.set("data_dir=/srv").unwrap();
+        assert_eq!(raw.engine.quota, Some(Size::bytes(10 << 30)));
+        assert!(!raw.engine.mmap);
+        assert_eq!(raw.cluster.trackers, ["t:1".parse().unwrap()]);
+        assert_eq!(raw.data_dir, Path::new("/srv"));
+        for bad in ["engine", "engine.nothing=1", "data_dir.x=1", "engine.mmap=perhaps"] {
+            assert!(raw.set(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_origin_finds_itself() {
+        let origins = "[cluster]\norigins = [\"10.0.0.1:15002\", \"10.0.0.2:15002\"]\n";
+        let listen = "[listen]\napi = \"10.0.0.2:15002\"\n";
+        assert_eq!(raw(&format!("{origins}{listen}")).origin().unwrap().this.as_str(), "10.0.0.2:15002");
+        assert!(problems(raw(origins).check(Role::Origin)).starts_with("cluster.this: must say which entry"));
+        let wrong = format!("{origins}this = \"10.0.0.3:15002\"\n");
+        assert_eq!(problems(raw(&wrong).check(Role::Origin)), "cluster.this: 10.0.0.3:15002 is not in cluster.origins");
+        let alone = raw("[cluster]\norigins = [\"o:15002\"]\n").origin().unwrap();
+        assert_eq!((alone.this.as_str(), alone.replicas.get()), ("o:15002", 1));
+    }
+}
