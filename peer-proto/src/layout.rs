@@ -44,7 +44,7 @@ const HEADER_LEN: usize = 24;
 
 /// The number of a piece that its layout has. Made by [`Layout::piece`] and its kin only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PieceIndex(u32);
+pub struct PieceIndex(pub(crate) u32);
 
 impl PieceIndex {
     /// The number.

@@ -11,10 +11,15 @@
 extern crate alloc;
 
 pub mod chain;
+mod fixed;
 pub mod id;
 pub mod layout;
+pub mod pieces;
+mod rng;
+pub mod swarm;
 pub mod time;
 
 pub use id::{Algorithm, Digest, DigestError, Namespace, NamespaceError, PeerId};
 pub use layout::{Layout, LayoutBuilder, LayoutError, PieceIndex, ProofError};
+pub use pieces::PieceSet;
 pub use time::Instant;

@@ -1,0 +1,1048 @@
+//! One blob's download: which peers to have, and which piece to ask of whom.
+//!
+//! - **Choice of piece.** The rarest among the connected peers, ties at random, within a window drawn for each request. Without a
+//!   reader the window is the whole blob. With readers it starts at the first missing piece of one of them and its length is
+//!   `lo × (rest ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, so that readers are served in order and the
+//!   swarm keeps its diversity.
+//! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents, for what
+//!   an agent has need not leave an origin again.
+//! - **Bounds.** Outstanding requests in all are capped at little more than one a peer, since deep queues at uplinks make the
+//!   tail of a swarm; a lone source gets them all. Tables are bounded by [`PEERS_MAX`], [`CANDIDATES_MAX`], [`READERS_MAX`].
+//! - **Endgame.** Once every missing piece is asked for, slow ones are asked of a second peer too, and the loser is cancelled. A
+//!   piece that a reader stands at is treated so at any time. Otherwise no piece is asked of two peers at once.
+//! - **Wrong pieces.** The sender rests until another peer's copy is proven (then it is banned) or fails as well (then the layout is
+//!   suspect).
+//! - **Sources that go** are dialled again after [`RETRY_FIRST`], doubling to [`RETRY_MAX`]; origins and the last source for ever.
+//!
+//! Work per message does not grow with the number of pieces beyond a pass over the words of a bit set, 64 pieces each.
+
+mod availability;
+
+use crate::{
+    fixed,
+    id::PeerId,
+    layout::{Geometry, PieceIndex},
+    pieces::PieceSet,
+    rng::Rng,
+    time::Instant,
+};
+use alloc::{collections::VecDeque, vec::Vec};
+use availability::Availability;
+use core::{net::SocketAddr, ops::Range, time::Duration};
+
+/// Most peers connected for one blob; further ones are dropped.
+pub const PEERS_MAX: usize = 64;
+/// Most candidates remembered.
+pub const CANDIDATES_MAX: usize = 64;
+/// Most readers whose order is heeded; further ones wait for pieces as they come.
+pub const READERS_MAX: usize = 64;
+/// Most outstanding requests at one peer.
+pub const WINDOW_MAX: u16 = 16;
+/// Wait before a lost source is dialled again, the first time.
+pub const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// Longest wait between dials of an origin or of one of the last sources.
+pub const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Failed dials after which an agent is forgotten, where there are other sources.
+const FAILS_MAX: u8 = 6;
+/// Longest silence of a peer that owes pieces before they are asked elsewhere, and the shortest.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+/// Silence allowed before anything is known about the network.
+const SILENCE_FIRST: Duration = Duration::from_secs(4);
+/// Silences in a row after which a peer is dropped.
+const SILENCES_MAX: u8 = 3;
+/// Least age of a request before its piece is asked of a second peer.
+const HEDGE_MIN: Duration = Duration::from_millis(20);
+/// The same before anything is known about the network.
+const HEDGE_FIRST: Duration = Duration::from_millis(500);
+/// Most peers asked for one piece at a time.
+const COPIES_MAX: usize = 2;
+/// How long the sender of a wrong piece rests while no other copy settles the matter.
+const SUSPENSE: Duration = Duration::from_secs(1);
+/// Unsettled wrong pieces after which their sender is banned all the same.
+const STRIKES_MAX: u8 = 3;
+/// How long an origin stays banned; an agent stays for good.
+const ORIGIN_BAN: Duration = Duration::from_secs(30);
+/// Rest of a peer that answered that it is busy.
+const BUSY_REST: Duration = Duration::from_millis(50);
+/// Pause of all requests after the disk failed, the first time and the longest.
+const STORAGE_PAUSE: Duration = Duration::from_millis(250);
+const STORAGE_PAUSE_MAX: Duration = Duration::from_secs(4);
+/// Shortest window of a request with readers, in pieces.
+const READER_WINDOW_MIN: u32 = 48;
+/// A peer slower than the mean by this factor gets one request at a time.
+const SLOW_FACTOR: u64 = 4;
+
+/// How a download behaves. The defaults are what the model says is best.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// This node's name: settles which of two crossing connections stays.
+    pub id: PeerId,
+    /// For random choices.
+    pub seed: u64,
+    /// Peers aimed at.
+    pub degree: u16,
+    /// Peers accepted when they come by themselves, at most [`PEERS_MAX`].
+    pub accept_max: u16,
+    /// Outstanding requests at one peer, where there are several.
+    pub per_peer: u16,
+    /// Outstanding requests in all.
+    pub in_flight_max: u16,
+    /// The same in bytes; two pieces are always allowed.
+    pub in_flight_bytes_max: u64,
+}
+
+impl Config {
+    /// The defaults for a node of this name.
+    pub const fn new(id: PeerId, seed: u64) -> Self {
+        Self { id, seed, degree: 10, accept_max: 14, per_peer: 3, in_flight_max: 16, in_flight_bytes_max: 128 << 20 }
+    }
+}
+
+/// The caller's name for a connected peer's channel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(pub u32);
+
+/// The caller's name for a reader.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReaderId(pub u64);
+
+/// A node that may have the blob.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Its name.
+    pub id: PeerId,
+    /// Where to dial.
+    pub addr: SocketAddr,
+    /// Whether it is an origin.
+    pub origin: bool,
+}
+
+/// What a peer has when it connects.
+#[derive(Clone, Copy, Debug)]
+pub enum Has<'a> {
+    /// Every piece.
+    All,
+    /// No piece.
+    None,
+    /// These.
+    Some(&'a PieceSet),
+}
+
+/// What became of a piece's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Proven and stored.
+    Good,
+    /// Not the piece.
+    Wrong,
+    /// Could not be stored: no peer's fault.
+    Storage,
+}
+
+/// Why a peer does not send a piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reject {
+    /// It does not have it, or not any more.
+    Missing,
+    /// Its queue is full.
+    Busy,
+}
+
+/// How urgent the download is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Class {
+    /// Nobody waits: a quarter of the requests in flight.
+    Background,
+    /// A client waits.
+    Foreground,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// A tracker named these.
+    Candidates(&'a [Candidate]),
+    /// A dial asked for by [`Effect::Connect`] came to nothing, or the peer refused the blob.
+    Failed {
+        /// Whom.
+        id: PeerId,
+    },
+    /// A peer's channel for this blob is open.
+    Connected {
+        /// The caller's name for it.
+        slot: Slot,
+        /// The peer.
+        id: PeerId,
+        /// Whether it is an origin.
+        origin: bool,
+        /// Whether this node opened the channel.
+        dialed: bool,
+        /// What it has.
+        has: Has<'a>,
+    },
+    /// The peer has one more piece.
+    Have {
+        /// Who.
+        slot: Slot,
+        /// Which.
+        piece: PieceIndex,
+    },
+    /// The peer has everything.
+    HaveAll {
+        /// Who.
+        slot: Slot,
+    },
+    /// The channel or its connection closed.
+    Gone {
+        /// Whose.
+        slot: Slot,
+    },
+    /// A piece's bytes came and were judged.
+    Arrived {
+        /// From whom.
+        slot: Slot,
+        /// Which.
+        piece: PieceIndex,
+        /// The judgement.
+        verdict: Verdict,
+    },
+    /// The peer will not answer this request.
+    Rejected {
+        /// Who.
+        slot: Slot,
+        /// Which.
+        piece: PieceIndex,
+        /// Why.
+        reason: Reject,
+    },
+    /// A reader came or moved: it wants these pieces, the first one next.
+    Reader {
+        /// The caller's name for it.
+        id: ReaderId,
+        /// Rest of its range.
+        pieces: Range32,
+    },
+    /// A reader is done or was dropped.
+    ReaderGone {
+        /// Whose name is free again.
+        id: ReaderId,
+    },
+    /// The layout was confirmed by another origin: whoever failed under it is to blame.
+    LayoutHolds,
+    /// The download's urgency changed.
+    Class(Class),
+    /// The node's share of outstanding requests for this blob changed; see [`share`].
+    Budget {
+        /// Outstanding requests, at least 1; more than the configured maximum counts as that.
+        in_flight: u16,
+    },
+    /// The time of [`Swarm::deadline`] came.
+    Tick,
+}
+
+/// A half-open range of piece numbers, `Copy` where [`Range`] is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range32 {
+    /// First piece.
+    pub start: u32,
+    /// One beyond the last.
+    pub end: u32,
+}
+
+impl From<Range<u32>> for Range32 {
+    fn from(range: Range<u32>) -> Self {
+        Self { start: range.start, end: range.end }
+    }
+}
+
+/// Why a peer is banned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BanReason {
+    /// It sent wrong bytes for a piece that another peer had right.
+    WrongPiece(PieceIndex),
+    /// It sent wrong bytes again and again, though no other copy was to be had.
+    WrongPieces,
+}
+
+/// What to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Open a channel to this node, over the connection there is or a new one; then tell [`Event::Connected`] or
+    /// [`Event::Failed`].
+    Connect(Candidate),
+    /// Ask for a piece.
+    Request {
+        /// Whom.
+        slot: Slot,
+        /// Which.
+        piece: PieceIndex,
+    },
+    /// Withdraw a request. Should the piece come all the same, [`Event::Arrived`] is still welcome.
+    Cancel {
+        /// At whom.
+        slot: Slot,
+        /// Which.
+        piece: PieceIndex,
+    },
+    /// Close the channel; the peer is forgotten already.
+    Drop {
+        /// Whose.
+        slot: Slot,
+    },
+    /// Close the connection and refuse the peer; it is forgotten already.
+    Ban {
+        /// Whose channel it was.
+        slot: Slot,
+        /// The peer.
+        id: PeerId,
+        /// What for.
+        reason: BanReason,
+    },
+    /// Two independent peers failed one piece: compare the layout with another origin's, then tell [`Event::LayoutHolds`] or
+    /// start again with the right one.
+    SuspectLayout {
+        /// The piece.
+        piece: PieceIndex,
+    },
+    /// The number of further peers that could be used changed: for the next announce.
+    WantPeers(u16),
+    /// Every piece is here.
+    Complete,
+}
+
+/// The outstanding requests that each of a node's `active` downloads may have: the node's downlink should hold little more than one
+/// swarm's worth in all.
+pub fn share(active: usize) -> u16 {
+    const NODE_IN_FLIGHT: usize = 32;
+    const LEAST: usize = 4;
+    u16::try_from((NODE_IN_FLIGHT / active.max(1)).clamp(LEAST, usize::from(WINDOW_MAX))).unwrap_or(WINDOW_MAX)
+}
+
+/// One blob's download.
+pub struct Swarm {
+    config: Config,
+    rng: Rng,
+    geometry: Geometry,
+    class: Class,
+    budget: u16,
+    have: PieceSet,
+    /// Missing and asked of nobody.
+    wanted: PieceSet,
+    availability: Availability,
+    peers: Vec<Peer>,
+    flights: Vec<Flight>,
+    known: Vec<Known>,
+    readers: Vec<Reading>,
+    /// Pieces whose wrong senders are not settled.
+    suspects: Vec<Suspect>,
+    latency: Latency,
+    paused_until: Instant,
+    storage_failures: u8,
+    effects: VecDeque<Effect>,
+    told_want: u16,
+    complete_told: bool,
+    deadline: Option<Instant>,
+}
+
+struct Peer {
+    slot: Slot,
+    id: PeerId,
+    origin: bool,
+    /// None: everything.
+    has: Option<PieceSet>,
+    in_flight: u16,
+    /// Nothing of it is wanted, as of the last search.
+    dry: bool,
+    /// Not asked before then.
+    rests_until: Instant,
+    latency: Latency,
+    /// The last piece, good or not; else the connection.
+    heard: Instant,
+    silences: u8,
+    strikes: u8,
+}
+
+struct Flight {
+    piece: PieceIndex,
+    slot: Slot,
+    at: Instant,
+}
+
+struct Known {
+    candidate: Candidate,
+    state: Contact,
+    fails: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Contact {
+    /// May be dialled from then on.
+    Idle(Instant),
+    Dialing,
+    Connected,
+    Banned,
+}
+
+struct Reading {
+    id: ReaderId,
+    /// Starts at a piece that is missing, as far as known.
+    left: Range<u32>,
+}
+
+struct Suspect {
+    piece: PieceIndex,
+    id: PeerId,
+}
+
+/// A smoothed time from request to piece, in nanoseconds, and its mean deviation, as TCP keeps them.
+#[derive(Clone, Copy, Default)]
+struct Latency {
+    mean: u64,
+    deviation: u64,
+}
+
+impl Latency {
+    fn sample(&mut self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+        if self.mean == 0 {
+            *self = Self { mean: took, deviation: took / 2 };
+        } else {
+            self.deviation = self.deviation - self.deviation / 4 + self.mean.abs_diff(took) / 4;
+            self.mean = self.mean - self.mean / 8 + took / 8;
+        }
+    }
+
+    /// Mean and some deviations, or nothing before the first sample.
+    fn bound(&self, deviations: u64) -> Option<Duration> {
+        (self.mean > 0)
+            .then(|| Duration::from_nanos(self.mean.saturating_add(deviations.saturating_mul(self.deviation))))
+    }
+}
+
+impl Swarm {
+    /// A download of the pieces that `have` lacks.
+    pub fn new(config: Config, geometry: Geometry, have: PieceSet, class: Class) -> Self {
+        let mut wanted = PieceSet::full(&geometry);
+        wanted.subtract(&have);
+        let mut swarm = Self {
+            config,
+            rng: Rng::new(config.seed),
+            geometry,
+            class,
+            budget: u16::MAX,
+            have,
+            wanted,
+            availability: Availability::new(geometry.pieces()),
+            peers: Vec::new(),
+            flights: Vec::new(),
+            known: Vec::new(),
+            readers: Vec::new(),
+            suspects: Vec::new(),
+            latency: Latency::default(),
+            paused_until: Instant::ZERO,
+            storage_failures: 0,
+            effects: VecDeque::new(),
+            told_want: 0,
+            complete_told: false,
+            deadline: None,
+        };
+        swarm.restore(Instant::ZERO);
+        swarm
+    }
+
+    /// Pieces here.
+    pub fn have(&self) -> &PieceSet {
+        &self.have
+    }
+
+    /// Peers connected for this blob.
+    pub fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Requests outstanding.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Further peers that could be used: for an announce.
+    pub fn want(&self) -> u16 {
+        let dialing = self.known.iter().filter(|known| known.state == Contact::Dialing).count();
+        let busy = u16::try_from(self.peers.len() + dialing).unwrap_or(u16::MAX);
+        if self.is_complete() { 0 } else { self.config.degree.saturating_sub(busy) }
+    }
+
+    /// Whether a channel opened by this peer should be taken.
+    pub fn admits(&self, id: &PeerId) -> bool {
+        let banned = self.known.iter().any(|known| known.candidate.id == *id && known.state == Contact::Banned);
+        let room = self.peers.len() < usize::from(self.config.accept_max).min(PEERS_MAX);
+        !banned && (room || self.peers.iter().any(|peer| peer.id == *id))
+    }
+
+    /// Whether every piece is here.
+    pub fn is_complete(&self) -> bool {
+        self.have.is_full()
+    }
+
+    /// The next thing to do, until there is none. To be drained after each [`Self::handle`].
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Event::Tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Takes an event in.
+    pub fn handle(&mut self, now: Instant, event: Event<'_>) {
+        match event {
+            Event::Candidates(candidates) => candidates.iter().for_each(|c| self.learn(now, *c)),
+            Event::Failed { id } => self.failed(now, &id),
+            Event::Connected { slot, id, origin, dialed, has } => self.connected(now, slot, id, origin, dialed, has),
+            Event::Have { slot, piece } => {
+                if !self.peer_has(slot, piece) {
+                    return;
+                }
+            }
+            Event::HaveAll { slot } => self.peer_has_all(slot),
+            Event::Gone { slot } => {
+                if let Some(peer) = self.remove(slot) {
+                    self.lost(now, &peer.id);
+                }
+            }
+            Event::Arrived { slot, piece, verdict } => self.arrived(now, slot, piece, verdict),
+            Event::Rejected { slot, piece, reason } => self.rejected(now, slot, piece, reason),
+            Event::Reader { id, pieces } => self.reader(id, pieces.start..pieces.end),
+            Event::ReaderGone { id } => self.readers.retain(|reading| reading.id != id),
+            Event::LayoutHolds => self.layout_holds(now),
+            Event::Class(class) => self.class = class,
+            Event::Budget { in_flight } => self.budget = in_flight.max(1),
+            Event::Tick => self.tick(now),
+        }
+        self.restore(now);
+    }
+
+    /// After every event: dial, ask, tell, and set the alarm.
+    fn restore(&mut self, now: Instant) {
+        if self.is_complete() {
+            if !self.complete_told {
+                self.complete_told = true;
+                self.effects.push_back(Effect::Complete);
+            }
+        } else {
+            self.dial(now);
+            self.fill(now);
+        }
+        let want = self.want();
+        if want != self.told_want {
+            self.told_want = want;
+            self.effects.push_back(Effect::WantPeers(want));
+        }
+        self.deadline = self.next_deadline(now);
+    }
+
+    // --- whom to know ---
+
+    fn learn(&mut self, now: Instant, candidate: Candidate) {
+        if candidate.id == self.config.id {
+            return;
+        }
+        if let Some(known) = self.known.iter_mut().find(|known| known.candidate.id == candidate.id) {
+            known.candidate = candidate;
+            return;
+        }
+        if self.known.len() == CANDIDATES_MAX {
+            let spare = |known: &Known| matches!(known.state, Contact::Idle(_)) && !known.candidate.origin;
+            let worst =
+                (0..self.known.len()).filter(|at| spare(&self.known[*at])).max_by_key(|at| self.known[*at].fails);
+            let Some(worst) = worst else { return };
+            self.known.remove(worst);
+        }
+        let connected = self.peers.iter().any(|peer| peer.id == candidate.id);
+        let state = if connected { Contact::Connected } else { Contact::Idle(now) };
+        self.known.push(Known { candidate, state, fails: 0 });
+    }
+
+    /// Dials until the degree is reached, those with fewest failures first, in the order they were named.
+    fn dial(&mut self, now: Instant) {
+        while self.want() > 0 {
+            let ready = |known: &&mut Known| matches!(known.state, Contact::Idle(from) if from <= now);
+            let Some(next) = self.known.iter_mut().filter(ready).min_by_key(|known| known.fails) else { return };
+            next.state = Contact::Dialing;
+            self.effects.push_back(Effect::Connect(next.candidate));
+        }
+    }
+
+    fn failed(&mut self, now: Instant, id: &PeerId) {
+        if !self.peers.iter().any(|peer| peer.id == *id) {
+            self.lost(now, id);
+        }
+    }
+
+    /// A known source cannot be reached just now.
+    fn lost(&mut self, now: Instant, id: &PeerId) {
+        let Some(at) = self.known.iter().position(|known| known.candidate.id == *id) else { return };
+        if self.known[at].state == Contact::Banned {
+            return;
+        }
+        let known = &mut self.known[at];
+        let wait = (RETRY_FIRST * 2u32.pow(u32::from(known.fails.min(8)))).min(RETRY_MAX);
+        // Half of the wait is certain, half random, lest a whole swarm dials at once; the first is never longer than promised.
+        let half = u64::try_from(wait.as_nanos() / 2).unwrap_or(0);
+        known.state = Contact::Idle(now + wait / 2 + Duration::from_nanos(self.rng.below(half)));
+        known.fails = known.fails.saturating_add(1);
+        let hopeless = known.fails > FAILS_MAX && !known.candidate.origin;
+        let others =
+            self.known.iter().filter(|known| known.fails <= FAILS_MAX && known.state != Contact::Banned).count();
+        if hopeless && others > 0 {
+            self.known.swap_remove(at);
+        }
+    }
+
+    fn connected(&mut self, now: Instant, slot: Slot, id: PeerId, origin: bool, dialed: bool, has: Has<'_>) {
+        if let Some(twin) = self.peers.iter().find(|peer| peer.id == id) {
+            // Two channels crossed: both ends keep the one that the lower name opened.
+            let old = twin.slot;
+            if old == slot || dialed != (self.config.id < id) {
+                self.effects.extend((old != slot).then_some(Effect::Drop { slot }));
+                return;
+            }
+            self.remove(old);
+            self.effects.push_back(Effect::Drop { slot: old });
+        }
+        let room = self.peers.len() < PEERS_MAX && (dialed || self.admits(&id));
+        if let Some(known) = self.known.iter_mut().find(|known| known.candidate.id == id) {
+            if known.state == Contact::Banned || !room {
+                self.effects.push_back(Effect::Drop { slot });
+                return;
+            }
+            known.state = Contact::Connected;
+        } else if !room {
+            self.effects.push_back(Effect::Drop { slot });
+            return;
+        }
+        let has = match has {
+            Has::All => None,
+            Has::None => Some(PieceSet::new(&self.geometry)),
+            Has::Some(set) if set.is_full() => None,
+            Has::Some(set) => Some(set.clone()),
+        };
+        has.iter().for_each(|set| self.availability.add_all(set));
+        self.peers.push(Peer {
+            slot,
+            id,
+            origin,
+            has,
+            in_flight: 0,
+            dry: false,
+            rests_until: now,
+            latency: Latency::default(),
+            heard: now,
+            silences: 0,
+            strikes: 0,
+        });
+    }
+
+    fn remove(&mut self, slot: Slot) -> Option<Peer> {
+        let at = self.peers.iter().position(|peer| peer.slot == slot)?;
+        let peer = self.peers.swap_remove(at);
+        peer.has.iter().for_each(|set| self.availability.remove_all(set));
+        let (lost, kept) = core::mem::take(&mut self.flights).into_iter().partition(|flight| flight.slot == slot);
+        self.flights = kept;
+        let lost: Vec<Flight> = lost;
+        lost.iter().for_each(|flight| self.release(flight.piece));
+        Some(peer)
+    }
+
+    fn ban(&mut self, now: Instant, id: &PeerId, reason: BanReason) {
+        let Some(slot) = self.peers.iter().find(|peer| peer.id == *id).map(|peer| peer.slot) else { return };
+        let Some(peer) = self.remove(slot) else { return };
+        if let Some(known) = self.known.iter_mut().find(|known| known.candidate.id == peer.id) {
+            known.state = if peer.origin { Contact::Idle(now + ORIGIN_BAN) } else { Contact::Banned };
+        }
+        self.effects.push_back(Effect::Ban { slot, id: peer.id, reason });
+    }
+
+    // --- what they have ---
+
+    fn peer(&mut self, slot: Slot) -> Option<&mut Peer> {
+        self.peers.iter_mut().find(|peer| peer.slot == slot)
+    }
+
+    /// Whether it changes what can be asked for.
+    fn peer_has(&mut self, slot: Slot, piece: PieceIndex) -> bool {
+        let wanted = self.wanted.contains(piece) || self.wanted.is_empty();
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.slot == slot) else { return false };
+        if !peer.has.as_mut().is_some_and(|set| set.insert(piece)) {
+            return false;
+        }
+        self.availability.add(piece);
+        let woken = wanted && peer.dry;
+        peer.dry &= !wanted;
+        if peer.has.as_ref().is_some_and(PieceSet::is_full) {
+            self.peer_has_all(slot);
+        }
+        woken
+    }
+
+    fn peer_has_all(&mut self, slot: Slot) {
+        if let Some(peer) = self.peer(slot) {
+            peer.dry = false;
+            if let Some(set) = peer.has.take() {
+                self.availability.remove_all(&set);
+            }
+        }
+    }
+
+    fn rejected(&mut self, now: Instant, slot: Slot, piece: PieceIndex, reason: Reject) {
+        if let Some(at) = self.flights.iter().position(|flight| flight.slot == slot && flight.piece == piece) {
+            self.land(at);
+        }
+        let Some(peer) = self.peers.iter_mut().find(|peer| peer.slot == slot) else { return };
+        match reason {
+            Reject::Busy => peer.rests_until = peer.rests_until.max(now + BUSY_REST),
+            Reject::Missing => {
+                // A peer that had everything has a list from now on, and is counted.
+                let set = peer.has.get_or_insert_with(|| {
+                    let full = PieceSet::full(&self.geometry);
+                    self.availability.add_all(&full);
+                    full
+                });
+                if set.remove(piece) {
+                    self.availability.remove(piece);
+                }
+            }
+        }
+    }
+
+    // --- readers ---
+
+    fn reader(&mut self, id: ReaderId, pieces: Range<u32>) {
+        let left = pieces.start..pieces.end.min(self.geometry.pieces());
+        if let Some(reading) = self.readers.iter_mut().find(|reading| reading.id == id) {
+            reading.left = left;
+        } else if self.readers.len() < READERS_MAX {
+            self.readers.push(Reading { id, left });
+        }
+    }
+
+    /// Where the next request should look: from the first missing piece of a reader drawn at random.
+    fn window(&mut self) -> Range<u32> {
+        let pieces = self.geometry.pieces();
+        if self.readers.is_empty() {
+            return 0..pieces;
+        }
+        let drawn = self.rng.index(self.readers.len());
+        let (before, from) = self.readers.split_at(drawn);
+        // A reader whose whole rest is under way has no wish; the next one has its turn.
+        let head = from.iter().chain(before).find_map(|reading| self.wanted.first_in(reading.left.clone()));
+        let head = head.map_or(0, PieceIndex::get);
+        head..head + draw_window(&mut self.rng, pieces - head)
+    }
+
+    // --- requests ---
+
+    fn cap(&self) -> usize {
+        let by_bytes = self.config.in_flight_bytes_max / u64::from(self.geometry.piece_length());
+        let cap = u64::from(self.config.in_flight_max.min(self.budget)).min(by_bytes.max(2));
+        let cap = if self.class == Class::Background { cap.div_ceil(4) } else { cap };
+        usize::try_from(cap).unwrap_or(usize::MAX)
+    }
+
+    /// Asks as much as the bounds allow.
+    fn fill(&mut self, now: Instant) {
+        let cap = self.cap();
+        if now < self.paused_until {
+            return;
+        }
+        while self.flights.len() < cap {
+            let Some(at) = self.freest(now, cap, |peer| !peer.dry) else { break };
+            match self.pick(at) {
+                Some(piece) => self.request(now, at, piece),
+                None => self.peers[at].dry = true,
+            }
+        }
+        self.hedge(now, cap);
+    }
+
+    /// The peer to ask next among those with room: least asked, agents before origins, ties at random.
+    fn freest(&mut self, now: Instant, cap: usize, fits: impl Fn(&Peer) -> bool) -> Option<usize> {
+        let useful = self.peers.iter().filter(|peer| !peer.dry && peer.rests_until <= now).count().max(1);
+        let fair = u16::try_from(cap.div_ceil(useful)).unwrap_or(WINDOW_MAX);
+        let room = fair.clamp(self.config.per_peer, WINDOW_MAX);
+        let slow = self.latency.mean.saturating_mul(SLOW_FACTOR);
+        let (mut best, mut ties) = (None, 0);
+        for (at, peer) in self.peers.iter().enumerate() {
+            let room = if slow > 0 && peer.latency.mean > slow && useful > 1 { 1 } else { room };
+            if peer.in_flight >= room || peer.rests_until > now || !fits(peer) {
+                continue;
+            }
+            let key = (peer.in_flight, peer.origin);
+            match best {
+                Some((least, _)) if key > least => continue,
+                Some((least, _)) if key == least => ties += 1,
+                _ => ties = 1,
+            }
+            if self.rng.below(ties) == 0 {
+                best = Some((key, at));
+            }
+        }
+        best.map(|(_, at)| at)
+    }
+
+    fn pick(&mut self, at: usize) -> Option<PieceIndex> {
+        if self.wanted.is_empty() {
+            return None;
+        }
+        let window = self.window();
+        let has = self.peers[at].has.as_ref();
+        let pieces = self.geometry.pieces();
+        self.availability
+            .rarest(&mut self.rng, &self.wanted, has, window.clone())
+            .or_else(|| self.availability.rarest(&mut self.rng, &self.wanted, has, window.end..pieces))
+            .or_else(|| self.availability.rarest(&mut self.rng, &self.wanted, has, 0..window.start))
+    }
+
+    fn request(&mut self, now: Instant, at: usize, piece: PieceIndex) {
+        let peer = &mut self.peers[at];
+        if peer.in_flight == 0 {
+            peer.heard = now;
+        }
+        peer.in_flight += 1;
+        self.wanted.remove(piece);
+        self.flights.push(Flight { piece, slot: peer.slot, at: now });
+        self.effects.push_back(Effect::Request { slot: peer.slot, piece });
+    }
+
+    /// Whether a second peer may be asked for a piece under way: all the rest is under way too, or a reader stands at it.
+    fn urgent(&self, piece: PieceIndex) -> bool {
+        self.wanted.is_empty() || self.readers.iter().any(|reading| reading.left.start == piece.get())
+    }
+
+    fn hedge_age(&self) -> Duration {
+        self.latency.bound(2).map_or(HEDGE_FIRST, |bound| bound.max(HEDGE_MIN))
+    }
+
+    fn copies(&self, piece: PieceIndex) -> usize {
+        self.flights.iter().filter(|flight| flight.piece == piece).count()
+    }
+
+    fn hedge(&mut self, now: Instant, cap: usize) {
+        if !self.wanted.is_empty() && self.readers.is_empty() {
+            return;
+        }
+        let age = self.hedge_age();
+        let late = |flight: &&Flight| now.since(flight.at) >= age && self.urgent(flight.piece);
+        let late: Vec<PieceIndex> = self.flights.iter().filter(late).map(|flight| flight.piece).collect();
+        for piece in late {
+            if self.flights.len() >= cap {
+                return;
+            }
+            if self.copies(piece) >= COPIES_MAX {
+                continue;
+            }
+            let asked = self.flights.iter().find(|flight| flight.piece == piece).map(|flight| flight.slot);
+            let other = self.freest(now, cap, |peer| {
+                Some(peer.slot) != asked && peer.has.as_ref().is_none_or(|set| set.contains(piece))
+            });
+            if let Some(at) = other {
+                self.request(now, at, piece);
+            }
+        }
+    }
+
+    /// Takes a flight off the books; its piece is wanted again unless it is here or still asked of another.
+    fn land(&mut self, at: usize) -> Flight {
+        let flight = self.flights.swap_remove(at);
+        if let Some(peer) = self.peer(flight.slot) {
+            peer.in_flight -= 1;
+        }
+        self.release(flight.piece);
+        flight
+    }
+
+    fn release(&mut self, piece: PieceIndex) {
+        if !self.have.contains(piece) && self.copies(piece) == 0 && self.wanted.insert(piece) {
+            for peer in &mut self.peers {
+                peer.dry &= !peer.has.as_ref().is_none_or(|set| set.contains(piece));
+            }
+        }
+    }
+
+    fn arrived(&mut self, now: Instant, slot: Slot, piece: PieceIndex, verdict: Verdict) {
+        let flight = self.flights.iter().position(|flight| flight.slot == slot && flight.piece == piece);
+        let took = flight.map(|at| now.since(self.flights[at].at));
+        if verdict == Verdict::Good {
+            self.have.insert(piece);
+            self.wanted.remove(piece);
+        }
+        if let Some(at) = flight {
+            self.land(at);
+        }
+        if let Some(took) = took {
+            self.latency.sample(took);
+        }
+        if let Some(peer) = self.peer(slot) {
+            peer.heard = now;
+            peer.silences = 0;
+            took.into_iter().for_each(|took| peer.latency.sample(took));
+        }
+        match verdict {
+            Verdict::Good => {
+                self.storage_failures = 0;
+                while let Some(at) = self.flights.iter().position(|flight| flight.piece == piece) {
+                    let twin = self.land(at);
+                    self.effects.push_back(Effect::Cancel { slot: twin.slot, piece });
+                }
+                self.settle(now, slot, piece);
+                self.advance_readers(piece);
+            }
+            Verdict::Wrong => self.wrong(now, slot, piece),
+            Verdict::Storage => {
+                let pause = STORAGE_PAUSE * 2u32.pow(u32::from(self.storage_failures.min(6)));
+                self.storage_failures = self.storage_failures.saturating_add(1);
+                self.paused_until = now + pause.min(STORAGE_PAUSE_MAX);
+            }
+        }
+    }
+
+    /// Moves the heads of readers that stood at the piece past all that is here.
+    fn advance_readers(&mut self, piece: PieceIndex) {
+        for reading in &mut self.readers {
+            if reading.left.start == piece.get() {
+                let missing = (reading.left.clone()).find(|n| !self.have.contains(PieceIndex(*n)));
+                reading.left.start = missing.unwrap_or(reading.left.end);
+            }
+        }
+    }
+
+    // --- wrong pieces ---
+
+    fn wrong(&mut self, now: Instant, slot: Slot, piece: PieceIndex) {
+        let Some(peer) = self.peer(slot) else { return };
+        let id = peer.id;
+        peer.strikes += 1;
+        let strikes = peer.strikes;
+        peer.rests_until = now + SUSPENSE;
+        let others = self.suspects.iter().any(|suspect| suspect.piece == piece && suspect.id != id);
+        if !self.suspects.iter().any(|suspect| suspect.piece == piece && suspect.id == id) {
+            self.suspects.push(Suspect { piece, id });
+        }
+        if self.suspects.len() > PEERS_MAX {
+            self.suspects.remove(0);
+        }
+        if others {
+            self.effects.push_back(Effect::SuspectLayout { piece });
+        } else if strikes >= STRIKES_MAX {
+            self.ban(now, &id, BanReason::WrongPieces);
+        }
+    }
+
+    /// A proven copy of a piece came from `slot`: whoever sent a wrong one is to blame.
+    fn settle(&mut self, now: Instant, slot: Slot, piece: PieceIndex) {
+        if self.suspects.is_empty() {
+            return;
+        }
+        let good = self.peer(slot).map(|peer| peer.id);
+        let (about, rest) = core::mem::take(&mut self.suspects).into_iter().partition(|suspect| suspect.piece == piece);
+        self.suspects = rest;
+        let about: Vec<Suspect> = about;
+        for suspect in about {
+            if Some(suspect.id) == good {
+                // Its second copy is right: the first was damaged on the way.
+                self.peer(slot).into_iter().for_each(|peer| peer.strikes = peer.strikes.saturating_sub(1));
+            } else {
+                self.ban(now, &suspect.id, BanReason::WrongPiece(piece));
+            }
+        }
+    }
+
+    fn layout_holds(&mut self, now: Instant) {
+        for suspect in core::mem::take(&mut self.suspects) {
+            self.ban(now, &suspect.id, BanReason::WrongPiece(suspect.piece));
+        }
+    }
+
+    // --- time ---
+
+    /// Silence after which a peer that owes pieces is given up for them.
+    fn patience(&self, peer: &Peer) -> Duration {
+        let bound = self.latency.bound(4).into_iter().chain(peer.latency.bound(4)).max();
+        let bound = bound.map_or(SILENCE_FIRST, |bound| bound.clamp(SILENCE_MIN, SILENCE_MAX));
+        bound * 2u32.pow(u32::from(peer.silences.min(SILENCES_MAX)))
+    }
+
+    fn silent_at(&self, peer: &Peer) -> Option<Instant> {
+        (peer.in_flight > 0).then(|| peer.heard + self.patience(peer))
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let silent = |peer: &&Peer| self.silent_at(peer).is_some_and(|at| at <= now);
+        let silent: Vec<Slot> = self.peers.iter().filter(silent).map(|peer| peer.slot).collect();
+        for slot in silent {
+            self.silence(now, slot);
+        }
+    }
+
+    /// A peer sent nothing of what it owes for too long: ask elsewhere what is to be had elsewhere.
+    fn silence(&mut self, now: Instant, slot: Slot) {
+        let Some(peer) = self.peer(slot) else { return };
+        peer.heard = now;
+        peer.silences += 1;
+        if peer.silences >= SILENCES_MAX {
+            if let Some(peer) = self.remove(slot) {
+                self.effects.push_back(Effect::Drop { slot });
+                self.lost(now, &peer.id);
+            }
+            return;
+        }
+        let owed: Vec<PieceIndex> = self.flights.iter().filter(|f| f.slot == slot).map(|flight| flight.piece).collect();
+        for piece in owed {
+            let elsewhere = self.peers.iter().any(|other| {
+                other.slot != slot && other.silences == 0 && other.has.as_ref().is_none_or(|set| set.contains(piece))
+            });
+            let flight = self.flights.iter().position(|flight| flight.slot == slot && flight.piece == piece);
+            if let (true, Some(at)) = (elsewhere, flight) {
+                self.land(at);
+                self.effects.push_back(Effect::Cancel { slot, piece });
+            }
+        }
+        if let Some(peer) = self.peer(slot) {
+            peer.rests_until = now + SUSPENSE;
+        }
+    }
+
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        if self.is_complete() {
+            return None;
+        }
+        let silences = self.peers.iter().filter_map(|peer| self.silent_at(peer));
+        let rests = self.peers.iter().map(|peer| peer.rests_until).filter(|until| *until > now);
+        let dials = self.known.iter().filter_map(|known| match known.state {
+            Contact::Idle(from) if from > now && self.want() > 0 => Some(from),
+            _ => None,
+        });
+        let pause = (self.paused_until > now).then_some(self.paused_until);
+        let age = self.hedge_age();
+        let urgent =
+            |flight: &&Flight| (self.wanted.is_empty() || !self.readers.is_empty()) && self.urgent(flight.piece);
+        let hedges = self.flights.iter().filter(urgent).map(|flight| flight.at + age).filter(|at| *at > now);
+        silences.chain(rests).chain(dials).chain(pause).chain(hedges).min()
+    }
+}
+
+/// The length of a request's window over `rest` pieces: `lo × (rest ÷ lo)^(u³)`.
+fn draw_window(rng: &mut Rng, rest: u32) -> u32 {
+    if rest <= READER_WINDOW_MIN {
+        return rest;
+    }
+    let lo = fixed::log2(u64::from(READER_WINDOW_MIN));
+    let span = fixed::log2(u64::from(rest)) - lo;
+    // Sixteen bits of chance are plenty, and their cube fits a word.
+    let u = rng.below(1 << 16);
+    let more = (u128::from(span) * u128::from(u * u * u)) >> 48;
+    let exponent = lo + u64::try_from(more).unwrap_or(span);
+    u32::try_from(fixed::exp2(exponent)).unwrap_or(rest).clamp(1, rest)
+}
