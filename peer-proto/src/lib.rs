@@ -15,6 +15,7 @@ mod fixed;
 pub mod id;
 pub mod layout;
 pub mod pieces;
+pub mod ring;
 mod rng;
 pub mod swarm;
 pub mod time;
