@@ -42,7 +42,7 @@ pub const LEN_MAX: u64 = PIECES_MAX as u64 * PIECE_LEN_MAX as u64;
 const MAGIC: [u8; 4] = *b"SLYT";
 const HEADER_LEN: usize = 24;
 
-/// The number of a piece that its layout has. Made by [`Layout::piece`] and its kin only.
+/// The number of a piece that its layout has. Made by [`Geometry::piece`] and its kin only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PieceIndex(pub(crate) u32);
 

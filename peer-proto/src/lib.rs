@@ -11,6 +11,7 @@
 extern crate alloc;
 
 pub mod chain;
+pub mod conn;
 mod fixed;
 pub mod id;
 pub mod layout;
@@ -19,6 +20,7 @@ pub mod ring;
 mod rng;
 pub mod swarm;
 pub mod time;
+pub mod wire;
 
 pub use id::{Algorithm, Digest, DigestError, Namespace, NamespaceError, PeerId};
 pub use layout::{Layout, LayoutBuilder, LayoutError, PieceIndex, ProofError};
