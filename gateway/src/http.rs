@@ -14,7 +14,12 @@ use hyper::{
     body::{Frame, Incoming},
     header::{self, HeaderValue},
 };
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::{Mutex, PoisonError},
+    task::{Context, Poll},
+};
 
 /// Whatever went wrong inside a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,10 +43,24 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// A body of bytes as they come. An error ends the connection instead of the body, so that a short body never looks whole.
 pub fn stream<S, E>(bytes: S) -> Body
 where
-    S: Stream<Item = Result<Bytes, E>> + Send + Sync + 'static,
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<BoxError> + 'static,
 {
-    BodyExt::boxed(StreamBody::new(bytes.map_ok(Frame::data).map_err(Into::into)))
+    let frames = bytes.map_ok(Frame::data).map_err(Into::into);
+    BodyExt::boxed(StreamBody::new(Exclusive(Mutex::new(Box::pin(frames)))))
+}
+
+/// A stream that only its one owner polls: `Sync`, as bodies have to be, although what it waits for may not be. The mutex is
+/// never locked.
+struct Exclusive<S>(Mutex<Pin<Box<S>>>);
+
+impl<S: Stream> Stream for Exclusive<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let inner = self.get_mut().0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        inner.as_mut().poll_next(cx)
+    }
 }
 
 /// A response with a body of text.
