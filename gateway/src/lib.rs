@@ -1,7 +1,9 @@
 //! Everything of Shoal that speaks HTTP or is an operator's concern: the roles, their wiring, configuration and the command line.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
 pub mod admin;
 pub mod config;
 pub mod http;
+pub mod registry;

@@ -1,0 +1,31 @@
+//! The Registry v2 protocol (OCI distribution) over any [`Content`]: what `docker push` and `docker pull` speak.
+//!
+//! The modules without HTTP in them come first: names, digests, ranges, manifests, pages, each a function from text to a type.
+//! [`Service`] puts them together; [`Content`] is what it asks for bytes and tags.
+
+mod blobs;
+pub mod content;
+pub mod content_range;
+pub mod error;
+mod lent;
+mod lists;
+pub mod manifest;
+mod manifests;
+#[cfg(test)]
+mod memory;
+pub mod multipart;
+pub mod name;
+pub mod paging;
+pub mod range;
+pub mod route;
+pub mod service;
+pub mod session;
+#[cfg(test)]
+mod tests;
+mod uploads;
+
+pub use content::{Chunk, Content, Failure, Part};
+pub use error::{Code, Error};
+pub use name::{Reference, Repository, Tag};
+pub use service::{Rules, Service};
+pub use session::Session;

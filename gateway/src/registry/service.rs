@@ -1,0 +1,167 @@
+//! One registry over HTTP: routes, methods, headers that every answer has.
+
+use super::{
+    content::Content,
+    error::{Code, Error},
+    lent::Lent,
+    name::Reference,
+    route::{self, Route},
+};
+use crate::http::{self, Body, Request, Response};
+use hyper::{
+    Method, StatusCode,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+    http::request::Parts,
+};
+use peer_proto::Digest;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use std::sync::Arc;
+
+/// On every answer, since clients tell by it that this is a registry.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+/// The digest of what an answer is about.
+pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// What a registry takes and what it refuses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// Take an index although some of its manifests are not here.
+    pub sparse_indexes: bool,
+}
+
+/// A registry.
+pub struct Service<C> {
+    pub(super) content: C,
+    pub(super) rules: Rules,
+    errors: Family<CodeLabel, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct CodeLabel {
+    code: String,
+}
+
+impl<C: Content> Service<C> {
+    /// A registry of this content.
+    pub fn new(content: C, rules: Rules) -> Arc<Self> {
+        Arc::new(Self { content, rules, errors: Family::default() })
+    }
+
+    /// Adds its figures to a role's.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("registry_errors", "Errors answered, by the code the client saw", self.errors.clone());
+    }
+
+    /// What stands behind it.
+    pub fn content(&self) -> &C {
+        &self.content
+    }
+
+    async fn route(self: &Arc<Self>, parts: &Parts, body: Body) -> Result<Response, Error> {
+        let method = &parts.method;
+        let route = route::parse(method, parts.uri.path())?;
+        let methods = self.methods(&route);
+        if !methods.contains(method) {
+            let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+            let error = Error::new(Code::Unsupported, format!("{method} is not supported here"));
+            return Err(error.header(header::ALLOW, text(allowed.join(", "))?));
+        }
+        match route {
+            Route::Base => Ok(http::with_type(StatusCode::OK, "application/json", "{}")),
+            Route::Catalog => self.catalog(parts).await,
+            Route::Tags(repository) => self.tags(parts, &repository).await,
+            Route::Referrers(repository, subject) => self.referrers(parts, &repository, &subject).await,
+            Route::Blob(repository, digest) => self.blob(parts, repository, digest).await,
+            Route::Manifest(repository, reference) => match (method.clone(), reference) {
+                (Method::PUT, reference) => self.put_manifest(parts, body, &repository, &reference).await,
+                (Method::DELETE, Reference::Tag(tag)) => self.untag(&repository, &tag).await,
+                (Method::DELETE, Reference::Digest(_)) => {
+                    Err(Error::new(Code::Unsupported, "manifests cannot be deleted, only tags"))
+                }
+                (_, reference) => self.manifest(parts, &repository, &reference).await,
+            },
+            Route::Uploads(repository) => self.open_upload(parts, body, &repository).await,
+            Route::Upload(repository, session) => {
+                let session = session.parse()?;
+                match *method {
+                    Method::PATCH => self.append(parts, body, &repository, &session).await,
+                    Method::PUT => self.close_upload(parts, body, &repository, &session).await,
+                    Method::DELETE => self.cancel_upload(&repository, &session).await,
+                    _ => self.upload(&repository, &session).await,
+                }
+            }
+        }
+    }
+
+    fn methods(&self, route: &Route) -> &'static [Method] {
+        const READ: &[Method] = &[Method::GET, Method::HEAD];
+        match route {
+            Route::Manifest(..) if self.content.is_writable() => {
+                &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE]
+            }
+            Route::Uploads(_) if self.content.is_writable() => &[Method::POST],
+            Route::Upload(..) if self.content.is_writable() => {
+                &[Method::GET, Method::PATCH, Method::PUT, Method::DELETE]
+            }
+            Route::Uploads(_) | Route::Upload(..) => &[],
+            _ => READ,
+        }
+    }
+}
+
+impl<C: Content> http::Service for Service<C> {
+    async fn answer(self: Arc<Self>, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let (body, lent) = Lent::new(body, parts.headers.contains_key(header::EXPECT));
+        let mut response = self.route(&parts, body).await.unwrap_or_else(|error| {
+            for entry in &error.entries {
+                let code = serde_json::to_value(entry.code).ok();
+                let code = code.as_ref().and_then(|code| code.as_str()).unwrap_or_default().to_owned();
+                self.errors.get_or_create(&CodeLabel { code }).inc();
+            }
+            if error.status.is_server_error() {
+                tracing::warn!(method = %parts.method, path = parts.uri.path(), %error, "request failed");
+            }
+            error.into()
+        });
+        if !response.status().is_success() {
+            lent.drain().await;
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        response
+    }
+}
+
+/// A header's value from text of ours.
+pub(super) fn text(text: impl TryInto<HeaderValue, Error: std::fmt::Display>) -> Result<HeaderValue, Error> {
+    text.try_into().map_err(|error| Error::new(Code::Unknown, format!("header: {error}")))
+}
+
+/// The strong tag of content: its digest.
+pub(super) fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// Whether the client has this content already: `If-None-Match`.
+pub(super) fn is_unchanged(headers: &HeaderMap, digest: &Digest) -> bool {
+    let tag = etag(digest);
+    let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut tags = values.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+    tags.any(|one| one == "*" || one == tag)
+}
+
+/// The header's text, where it is there and is text.
+pub(super) fn header_text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// A response without a body.
+pub(super) fn bare(status: StatusCode, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Response {
+    let mut response = http::status(status);
+    response.headers_mut().extend(headers);
+    response
+}
