@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod announce;
 pub mod chain;
 pub mod conn;
 mod fixed;
