@@ -14,6 +14,7 @@ pub mod announce;
 pub mod chain;
 pub mod conn;
 mod fixed;
+pub mod handout;
 pub mod id;
 pub mod layout;
 pub mod pieces;
