@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
 pub mod admin;
+pub mod client;
 pub mod config;
 pub mod http;
 pub mod registry;
