@@ -436,3 +436,8 @@ impl core::fmt::Debug for Conn {
         write!(f, "Conn({:?}, {:?}, {:?})", self.side, self.peer().map(|peer| peer.id), self.need())
     }
 }
+
+#[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod tests;
