@@ -8,3 +8,4 @@ pub mod client;
 pub mod config;
 pub mod http;
 pub mod registry;
+pub mod retry;
