@@ -742,6 +742,22 @@ fn a_body_must_move() {
 }
 
 #[test]
+fn what_we_keep_waiting_is_not_the_peers_fault() {
+    let (mut p, on) = Pair::opened("....", "####");
+    p.request(A, on, 3).unwrap();
+    p.run();
+    p.inject(A, &piece_of(on, 3, 5));
+    for _ in 0..30 {
+        p.now += 5 * S;
+        p.does(A, Event::Held);
+        p.does(A, Event::Tick);
+        p.does(B, Event::Tick);
+    }
+    p.inject(A, &[4; 5]);
+    assert_eq!(p.told(A), ["arrived 0 #3"]);
+}
+
+#[test]
 fn a_write_must_move() {
     let (mut p, on) = Pair::opened("....", "####");
     p.ends[B].generous = true;
