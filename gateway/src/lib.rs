@@ -7,5 +7,6 @@ pub mod admin;
 pub mod client;
 pub mod config;
 pub mod http;
+pub mod proxy;
 pub mod registry;
 pub mod retry;
