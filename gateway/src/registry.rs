@@ -9,6 +9,8 @@ pub mod content_range;
 pub mod error;
 #[cfg(test)]
 pub(crate) mod harness;
+#[cfg(test)]
+mod hostile;
 mod image;
 mod lent;
 mod lists;
