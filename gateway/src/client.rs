@@ -4,6 +4,8 @@ pub mod cluster;
 pub mod health;
 pub mod origin;
 pub mod origins;
+pub mod tracker;
 pub mod transfer;
 
 pub use origins::Origins;
+pub use tracker::Tracker;

@@ -1,5 +1,0 @@
-//! The only unsafe code of the system. Each block is one operation whose callee's conditions are named beside it.
-mod buf;
-mod map;
-
-pub(crate) use map::Map;
