@@ -8,6 +8,7 @@ pub mod agent;
 pub mod client;
 pub mod config;
 pub mod http;
+pub mod index;
 pub mod proxy;
 pub mod registry;
 pub mod tracker;
