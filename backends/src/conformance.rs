@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, future::join_all, stream};
 use std::{io, sync::Arc};
 
 /// Bytes of the large object: several parts of any store, and not a multiple of anything.
-const LARGE_LEN: usize = (5 << 20) + 4321;
+const LARGE_LEN: usize = (3 << 20) + 4321;
 
 /// Every check. Panics with what is wrong.
 pub async fn all(store: Arc<dyn Backend>) {

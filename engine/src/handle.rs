@@ -3,16 +3,42 @@
 //! A [`Handle`] is cheap to clone and may be used from any thread and any async runtime. Commands cross to a shard or a
 //! worker through bounded queues; bytes travel as owned buffers.
 
+use crate::{
+    arriving::Arriving,
+    buf::Pool,
+    disk::real::Real,
+    read,
+    shards::Shards,
+    store::{self, Store},
+    upload::{Uploads, Writer},
+    workers::Workers,
+};
 use bytes::Bytes;
 use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId};
 use std::{
+    io,
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
     ops::Range,
     path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, SystemTime},
 };
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// Bytes of buffers for pieces under way, between shards, workers and readers.
+const PIECE_BUFFERS: usize = 256 << 20;
+/// Bytes of buffers in which uploads are gathered.
+const UPLOAD_BUFFERS: usize = 64 << 20;
+/// Seconds after which an upload that nobody writes to is dropped.
+const UPLOAD_IDLE_S: u64 = 24 * 3600;
+/// How often the store is looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// What an engine is started with.
 #[derive(Clone, Debug)]
@@ -131,6 +157,15 @@ pub enum Error {
         /// What arrived.
         actual: Box<Digest>,
     },
+    /// The upload has another writer.
+    #[error("upload has another writer")]
+    UploadInUse,
+    /// The upload failed at an earlier write; how, was said then. What it has can be learnt by resuming it.
+    #[error("upload failed earlier")]
+    UploadBroken,
+    /// Longer than a blob may be.
+    #[error("upload is longer than {} bytes", peer_proto::layout::LEN_MAX)]
+    TooLong,
     /// A write that does not start where the upload ends.
     #[error("write at byte {got}, the upload has {expected}")]
     Offset {
@@ -153,18 +188,56 @@ pub enum Error {
         /// How long.
         waited: Duration,
     },
+    /// The blob is pinned.
+    #[error("blob {0} is pinned")]
+    Pinned(Digest),
+    /// The blob is being downloaded by another layout.
+    #[error("blob {0} is being downloaded by another layout")]
+    LayoutDiffers(Digest),
+    /// A wrong byte was found on disk. The blob is in quarantine, so that from now on it is absent.
+    #[error("blob {digest} was damaged on disk: {reason}")]
+    Damaged {
+        /// The blob.
+        digest: Digest,
+        /// What was found.
+        reason: String,
+    },
     /// A queue or table is full; try again.
     #[error("busy: {0} is full")]
     Busy(&'static str),
+    /// Two independent peers sent the same bytes for a piece that the layout calls wrong: compare it with another origin's,
+    /// then ask for the download again, or stop it and start with the right one.
+    #[error("layout of {0} is in doubt")]
+    Suspect(Digest),
     /// The range is not within the blob.
     #[error("range is not within the blob's {0} bytes")]
     Range(u64),
     /// The disk failed.
     #[error("disk: {0}")]
-    Disk(#[from] std::io::Error),
+    Disk(#[from] io::Error),
     /// The engine is shutting down.
     #[error("shutting down")]
     Closed,
+}
+
+impl From<store::Error> for Error {
+    fn from(e: store::Error) -> Self {
+        use store::Error as Store;
+        match e {
+            Store::NoSpace(bytes) => Self::NoSpace(bytes),
+            Store::Busy(what) => Self::Busy(what),
+            Store::Pinned(digest) => Self::Pinned(digest),
+            Store::LayoutDiffers(digest) => Self::LayoutDiffers(digest),
+            Store::Incomplete(digest) => Self::NotFound(digest),
+            Store::Gone(digest) => Self::Stopped(digest),
+            Store::Damaged { digest, reason } => Self::Damaged { digest, reason },
+            Store::UploadUnknown => Self::UploadUnknown,
+            Store::UploadInUse | Store::UploadLeaving => Self::UploadInUse,
+            Store::TooLong => Self::TooLong,
+            Store::Mismatch { expected, actual } => Self::Mismatch { expected, actual },
+            Store::Disk(e) => Self::Disk(e),
+        }
+    }
 }
 
 /// Something the gateway has to act on. Notices about one blob are merged while nobody reads them, so the queue is bounded by
@@ -200,122 +273,257 @@ pub enum Active {
 /// The engine, as everybody else sees it.
 #[derive(Clone)]
 pub struct Handle {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: PeerId,
+    peer_addr: SocketAddr,
+    store: Arc<Store>,
+    workers: Arc<Workers>,
+    uploads: Arc<Uploads>,
+    housekeeper: Housekeeper,
+    shards: Arc<Shards>,
 }
 
 impl Handle {
     /// The node's name among peers.
     pub fn id(&self) -> PeerId {
-        unimplemented!()
+        self.inner.id
     }
 
     /// Where peers reach this node: the advertised address, or the one bound.
     pub fn peer_addr(&self) -> SocketAddr {
-        unimplemented!()
+        self.inner.peer_addr
     }
 
     /// What is here of a blob.
     pub async fn stat(&self, digest: &Digest) -> Result<Stat, Error> {
-        let _ = digest;
-        unimplemented!()
+        if let Some(blob) = self.inner.store.opened(digest) {
+            return Ok(blob.stat());
+        }
+        let digest = *digest;
+        Ok(self.inner.workers.call(move |store| store.stat(&digest)).await??)
     }
 
     /// Starts a download, or joins the one that runs and raises its class. Returns once space is reserved; the bytes are read
     /// by [`Self::read`], their end awaited by [`Self::wait`]. A no-op where the blob is whole.
     pub async fn download(&self, namespace: Namespace, layout: Arc<Layout>, class: Class) -> Result<(), Error> {
-        let _ = (namespace, layout, class);
-        unimplemented!()
+        self.inner.shards.download(namespace, layout, class).await
     }
 
     /// Until the blob is whole, proven and durable under its name.
     pub async fn wait(&self, digest: &Digest) -> Result<(), Error> {
-        let _ = digest;
-        unimplemented!()
+        match self.inner.shards.wait(*digest).await {
+            // Not under way: done before, or never begun.
+            Err(Error::NotFound(_)) if matches!(self.stat(digest).await?, Stat::Whole { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Stops a download and forgets its pieces.
     pub async fn stop(&self, digest: &Digest) -> Result<(), Error> {
-        let _ = digest;
-        unimplemented!()
+        let downloading = self.inner.shards.forget(*digest).await?;
+        if downloading || matches!(self.stat(digest).await?, Stat::Partial { .. }) {
+            let digest = *digest;
+            self.inner.workers.call(move |store| store.evict(&digest)).await??;
+        }
+        Ok(())
     }
 
     /// Peers a tracker named for a blob being downloaded.
     pub fn peers(&self, digest: &Digest, peers: Vec<Peer>) {
-        let _ = (digest, peers);
-        unimplemented!()
+        self.inner.shards.peers(*digest, peers);
     }
 
     /// Reads bytes of a blob that is whole or being downloaded; in the latter case its pieces are wanted first, in order.
     /// Dropping the reader ends that wish. A reader of the whole blob gets its last piece only once every link of the digest's
     /// chain holds, so that no wrong blob ever ends cleanly.
     pub async fn read(&self, digest: &Digest, range: Range<u64>) -> Result<Reader, Error> {
-        let _ = (digest, range);
-        unimplemented!()
+        let blob = match self.inner.store.opened(digest) {
+            Some(blob) => Some(blob),
+            None => {
+                let digest = *digest;
+                self.inner.workers.call(move |store| store.blob(&digest)).await??
+            }
+        };
+        let blob = blob.ok_or(Error::NotFound(*digest))?;
+        let length = blob.layout().length();
+        if range.start > range.end || range.end > length {
+            return Err(Error::Range(length));
+        }
+        if blob.is_whole() {
+            return Ok(self.read_whole(blob, range));
+        }
+        let alive = Arc::new(());
+        match self.inner.shards.read(*digest, range.clone(), Arc::downgrade(&alive)).await {
+            Ok(reading) => {
+                let (shards, workers) = (Arc::clone(&self.inner.shards), Arc::clone(&self.inner.workers));
+                Ok(Reader { source: Source::Arriving(Arriving::new(shards, workers, reading, alive, range)) })
+            }
+            // It may have become whole since we looked.
+            Err(Error::NotFound(_)) => match self.inner.store.opened(digest).filter(|blob| blob.is_whole()) {
+                Some(blob) => Ok(self.read_whole(blob, range)),
+                None => Err(Error::NotFound(*digest)),
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    fn read_whole(&self, blob: Arc<store::Blob>, range: Range<u64>) -> Reader {
+        Reader { source: Source::Whole(read::Whole::new(Arc::clone(&self.inner.workers), blob, range)) }
     }
 
     /// Opens an upload. `size` reserves space, so that a full disk is refused here.
     pub async fn upload(&self, algorithm: Algorithm, size: Option<u64>) -> Result<Upload, Error> {
-        let _ = (algorithm, size);
-        unimplemented!()
+        let id = Uuid::new_v4();
+        let incoming = self.inner.workers.call(move |store| store.create_upload(id, algorithm, size)).await??;
+        Ok(Upload::new(&self.inner.uploads, incoming))
     }
 
     /// Takes up an upload by its id, also after a restart: what was written and survived is kept.
     pub async fn resume(&self, id: &str) -> Result<Upload, Error> {
-        let _ = id;
-        unimplemented!()
+        let id: Uuid = id.parse().map_err(|_| Error::UploadUnknown)?;
+        loop {
+            let parked = self.inner.uploads.parked.notified();
+            match self.inner.workers.call(move |store| store.resume_upload(id)).await? {
+                Ok(incoming) => return Ok(Upload::new(&self.inner.uploads, incoming)),
+                // Its last writer has just gone; what it wrote last is on its way to the disk.
+                Err(store::Error::UploadLeaving) => parked.await,
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 
-    /// Keeps a blob from eviction until [`Self::unpin`]; survives a restart.
+    /// Keeps a blob from eviction until [`Self::unpin`]; survives a restart. The blob need not be here yet.
     pub async fn pin(&self, digest: &Digest) -> Result<(), Error> {
-        let _ = digest;
-        unimplemented!()
+        let digest = *digest;
+        Ok(self.inner.workers.call(move |store| store.pin(&digest)).await??)
     }
 
     /// Lets a blob be evicted again.
     pub async fn unpin(&self, digest: &Digest) -> Result<(), Error> {
-        let _ = digest;
-        unimplemented!()
+        let digest = *digest;
+        Ok(self.inner.workers.call(move |store| store.unpin(&digest)).await??)
     }
 
-    /// Deletes a blob or stops its download. False where nothing was here.
+    /// Deletes a blob or stops its download; a pinned one is refused. False where nothing was here.
     pub async fn evict(&self, digest: &Digest) -> Result<bool, Error> {
-        let _ = digest;
-        unimplemented!()
+        let digest = *digest;
+        let namespace = self.inner.store.opened(&digest).and_then(|blob| blob.namespace().cloned());
+        let evicted = self.inner.workers.call(move |store| store.evict(&digest)).await??;
+        let stopped = self.inner.shards.forget(digest).await?;
+        if let Some(namespace) = namespace {
+            self.inner.shards.notify(Notice { digest, namespace, have: 0, pieces: 0, state: Active::Gone });
+        }
+        Ok(evicted || stopped)
     }
 
     /// Whole blobs, `after` a digest in digest order, at most `limit`.
     pub async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Entry>, Error> {
-        let _ = (after, limit);
-        unimplemented!()
+        self.inner.workers.call(move |store| store.list(after.as_ref(), limit)).await
     }
 
     /// The next notice; none once the engine is closed. For one reader.
     pub async fn notice(&self) -> Option<Notice> {
-        unimplemented!()
+        self.inner.shards.notices().next().await
     }
 
     /// Counters and gauges, by name, summed over shards.
     pub fn metrics(&self) -> Vec<Metric> {
-        unimplemented!()
+        let mut metrics = self.inner.store.metrics();
+        metrics.extend(self.inner.workers.metrics());
+        metrics.extend(self.inner.shards.metrics());
+        metrics
     }
 
     /// Whether every shard and worker still turns: each answers within `timeout`.
     pub async fn probe(&self, timeout: Duration) -> Result<(), Error> {
-        let _ = timeout;
-        unimplemented!()
+        self.inner.shards.probe(timeout).await
     }
 
     /// Stops taking requests, lets sends in flight end for at most `drain`, then stops the threads.
     pub async fn shutdown(&self, drain: Duration) {
-        let _ = drain;
-        unimplemented!()
+        self.inner.shards.stop(drain).await;
+        self.inner.housekeeper.stop();
+        self.inner.workers.stop();
     }
 }
 
 /// Starts an engine: its shards, its workers, its listener.
 pub fn start(config: Config) -> Result<Handle, Error> {
-    let _ = config;
-    unimplemented!()
+    let disk = Arc::new(Real::open(&config.data_dir, config.mmap)?);
+    let options = store::Options { quota: config.quota.map(NonZeroU64::get), proof: config.proof, boot: boot_id() };
+    let store = Arc::new(Store::open(disk, options, Pool::new(PIECE_BUFFERS), unix_now())?);
+    let id = match config.id {
+        Some(id) => id,
+        None => store.identity(draw_id)?,
+    };
+    let workers = Arc::new(Workers::start(config.workers, Arc::clone(&store))?);
+    let uploads = Arc::new(Uploads {
+        workers: Arc::clone(&workers),
+        store: Arc::clone(&store),
+        pool: Pool::new(UPLOAD_BUFFERS),
+        parked: Notify::new(),
+    });
+    let housekeeper = Housekeeper::start(Arc::clone(&store))?;
+    let seed = u64::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 8]));
+    let shards = Arc::new(Shards::start(&config, id, seed, store.pool(), &workers)?);
+    let peer_addr = config.advertise.unwrap_or_else(|| shards.addr());
+    Ok(Handle { inner: Arc::new(Inner { id, peer_addr, store, workers, uploads, housekeeper, shards }) })
+}
+
+/// The thread that tells the store the time and has it look after itself.
+struct Housekeeper {
+    stop: Arc<AtomicBool>,
+    thread: thread::Thread,
+}
+
+impl Housekeeper {
+    fn start(store: Arc<Store>) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::Builder::new().name("shoal-house".to_owned()).spawn(move || {
+            while !stopped.load(Relaxed) {
+                store.tick(unix_now());
+                store.enforce_quota();
+                if let Err(error) = store.expire_uploads(UPLOAD_IDLE_S) {
+                    tracing::warn!(%error, "idle upload could not be removed");
+                }
+                thread::park_timeout(HOUSEKEEPING);
+            }
+        })?;
+        Ok(Self { stop, thread: thread.thread().clone() })
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Relaxed);
+        self.thread.unpark();
+    }
+}
+
+impl Drop for Housekeeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The kernel's boot id. Where it is not told, an id that no other run has: nothing written before is trusted then.
+fn boot_id() -> store::BootId {
+    let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    told.ok().and_then(|text| text.trim().parse::<Uuid>().ok()).unwrap_or_else(Uuid::new_v4).into_bytes()
+}
+
+fn draw_id() -> PeerId {
+    let mut bytes = [0; 20];
+    let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+    bytes[..16].copy_from_slice(first.as_bytes());
+    bytes[16..].copy_from_slice(&second.as_bytes()[..4]);
+    PeerId::new(bytes)
 }
 
 /// A whole blob in the store.
@@ -344,6 +552,17 @@ pub struct Metric {
     pub value: MetricValue,
 }
 
+impl Metric {
+    pub(crate) fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self { name, help, label: None, value: MetricValue::Counter(value) }
+    }
+
+    pub(crate) fn gauge(name: &'static str, help: &'static str, value: u64) -> Self {
+        let value = MetricValue::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
+        Self { name, help, label: None, value }
+    }
+}
+
 /// A figure and its kind.
 #[derive(Clone, Copy, Debug)]
 pub enum MetricValue {
@@ -355,37 +574,52 @@ pub enum MetricValue {
 
 /// Bytes of a blob as they are asked for, in order.
 pub struct Reader {
-    _private: (),
+    source: Source,
+}
+
+enum Source {
+    Whole(read::Whole),
+    Arriving(Arriving),
 }
 
 impl Reader {
     /// The next bytes, at most a piece; none at the end of the range. Waits for pieces that have not arrived, at most as long
     /// as [`Self::patience`] allows between two.
     pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        unimplemented!()
+        match &mut self.source {
+            Source::Whole(whole) => whole.next().await,
+            Source::Arriving(arriving) => arriving.next().await,
+        }
     }
 
     /// The longest wait for one piece; 5 minutes unless set.
     pub fn patience(&mut self, wait: Duration) {
-        let _ = wait;
-        unimplemented!()
+        if let Source::Arriving(arriving) = &mut self.source {
+            arriving.patience(wait);
+        }
     }
 }
 
 /// Bytes on their way in: from a client or a backend. Dropping it keeps what was written, for [`Handle::resume`].
 pub struct Upload {
-    _private: (),
+    id: String,
+    writer: Writer,
 }
 
 impl Upload {
+    fn new(uploads: &Arc<Uploads>, incoming: store::Incoming) -> Self {
+        let id = incoming.id().as_hyphenated().to_string();
+        Self { id, writer: Writer::new(Arc::clone(uploads), incoming) }
+    }
+
     /// Its name, for [`Handle::resume`]: a UUID.
     pub fn id(&self) -> &str {
-        unimplemented!()
+        &self.id
     }
 
     /// Bytes taken so far.
     pub fn len(&self) -> u64 {
-        unimplemented!()
+        self.writer.len()
     }
 
     /// Whether nothing was written.
@@ -393,21 +627,165 @@ impl Upload {
         self.len() == 0
     }
 
-    /// Writes the next bytes, at `offset`, which must be [`Self::len`]. Hashed as they go by.
+    /// Writes the next bytes, at `offset`, which must be [`Self::len`]. Hashed as they go by. An error may be that of an
+    /// earlier write, as the disk is not waited for.
     pub async fn write(&mut self, offset: u64, bytes: Bytes) -> Result<(), Error> {
-        let _ = (offset, bytes);
-        unimplemented!()
+        if offset != self.len() {
+            return Err(Error::Offset { expected: self.len(), got: offset });
+        }
+        self.writer.write(bytes).await
     }
 
-    /// Closes it under its digest: checked, synced, renamed, its directory synced; then the blob is whole. A mismatch drops
+    /// Closes it under its digest: checked, synced, renamed, its directory synced; then the blob is whole. Any failure drops
     /// the upload. Where the blob is here already, that one is kept.
     pub async fn commit(self, expected: &Digest) -> Result<Arc<Layout>, Error> {
-        let _ = expected;
-        unimplemented!()
+        self.writer.commit(expected).await
     }
 
     /// Drops what was written.
     pub async fn abort(self) -> Result<(), Error> {
-        unimplemented!()
+        self.writer.abort().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peer_proto::LayoutBuilder;
+    use std::path::Path;
+
+    fn config(dir: &Path) -> Config {
+        Config {
+            data_dir: dir.to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            advertise: None,
+            id: None,
+            origin: true,
+            shards: NonZeroUsize::MIN,
+            workers: NonZeroUsize::new(2).unwrap(),
+            driver: DriverChoice::Auto,
+            quota: None,
+            proof: Proof::Full,
+            mmap: true,
+            limits: Limits::default(),
+        }
+    }
+
+    fn content(seed: u32, len: usize) -> Bytes {
+        let mut x = seed | 1;
+        let bytes = (0..len).map(|_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 24) as u8
+        });
+        bytes.collect()
+    }
+
+    fn digest(bytes: &[u8], algorithm: Algorithm) -> Digest {
+        let mut builder = LayoutBuilder::new(algorithm);
+        builder.update(bytes).unwrap();
+        *builder.finish().digest()
+    }
+
+    async fn put(engine: &Handle, bytes: &Bytes, algorithm: Algorithm) -> Digest {
+        let mut upload = engine.upload(algorithm, Some(bytes.len() as u64)).await.unwrap();
+        for chunk in 0..bytes.len().div_ceil(70_000) {
+            let part = bytes.slice(chunk * 70_000..bytes.len().min((chunk + 1) * 70_000));
+            upload.write(upload.len(), part).await.unwrap();
+        }
+        let digest = digest(bytes, algorithm);
+        assert_eq!(upload.commit(&digest).await.unwrap().digest(), &digest);
+        digest
+    }
+
+    async fn get(engine: &Handle, digest: &Digest, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        let mut reader = engine.read(digest, range).await?;
+        let mut out = Vec::new();
+        while let Some(bytes) = reader.next().await {
+            out.extend_from_slice(&bytes?);
+        }
+        Ok(out)
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_is_read_listed_pinned_evicted_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = start(config(dir.path())).unwrap();
+        let (big, small) = (content(1, (5 << 20) + 77), content(2, 100));
+        let big_digest = put(&engine, &big, Algorithm::Sha256).await;
+        let small_digest = put(&engine, &small, Algorithm::Sha512).await;
+        let empty_digest = put(&engine, &Bytes::new(), Algorithm::Sha256).await;
+        assert_eq!(put(&engine, &big, Algorithm::Sha256).await, big_digest, "again: the first is kept");
+        let id = engine.id();
+        engine.pin(&small_digest).await.unwrap();
+        engine.shutdown(Duration::ZERO).await;
+        assert!(matches!(engine.stat(&Digest::sha256([0; 32])).await, Err(Error::Closed)));
+        drop(engine);
+
+        let engine = start(config(dir.path())).unwrap();
+        assert_eq!(engine.id(), id);
+        assert!(matches!(engine.stat(&big_digest).await.unwrap(), Stat::Whole { .. }));
+        assert!(matches!(engine.stat(&digest(b"?", Algorithm::Sha256)).await.unwrap(), Stat::Absent));
+        assert_eq!(get(&engine, &big_digest, 0..big.len() as u64).await.unwrap(), big);
+        assert_eq!(get(&engine, &big_digest, 1_048_570..2_097_160).await.unwrap(), big[1_048_570..2_097_160]);
+        assert_eq!(get(&engine, &empty_digest, 0..0).await.unwrap(), b"");
+        assert!(matches!(get(&engine, &small_digest, 0..101).await, Err(Error::Range(100))));
+        let reader = engine.read(&big_digest, 0..big.len() as u64).await.unwrap();
+        assert!(matches!(engine.evict(&small_digest).await, Err(Error::Pinned(_))));
+        engine.unpin(&small_digest).await.unwrap();
+        assert!(engine.evict(&small_digest).await.unwrap());
+        assert!(!engine.evict(&small_digest).await.unwrap());
+        assert!(engine.evict(&big_digest).await.unwrap());
+        let mut reader = reader;
+        let mut left = 0;
+        while let Some(bytes) = reader.next().await {
+            left += bytes.unwrap().len();
+        }
+        assert_eq!(left, big.len(), "a reader outlives the deletion");
+        assert!(matches!(get(&engine, &big_digest, 0..1).await, Err(Error::NotFound(_))));
+        let listed = engine.list(None, 10).await.unwrap();
+        assert_eq!(listed.iter().map(|entry| entry.digest).collect::<Vec<_>>(), [empty_digest]);
+    }
+
+    #[tokio::test]
+    async fn an_upload_goes_on_after_its_writer_left_and_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = start(config(dir.path())).unwrap();
+        let bytes = content(3, (3 << 20) + 5);
+        let mut upload = engine.upload(Algorithm::Sha256, None).await.unwrap();
+        let id = upload.id().to_owned();
+        upload.write(0, bytes.slice(..1_500_000)).await.unwrap();
+        assert!(matches!(
+            upload.write(0, Bytes::from_static(b"x")).await,
+            Err(Error::Offset { expected: 1_500_000, got: 0 })
+        ));
+        assert!(matches!(engine.resume(&id).await, Err(Error::UploadInUse)), "two writers");
+        drop(upload);
+        let mut upload = engine.resume(&id).await.unwrap();
+        assert_eq!(upload.len(), 1_500_000);
+        upload.write(1_500_000, bytes.slice(1_500_000..2_000_000)).await.unwrap();
+        drop(upload);
+        engine.shutdown(Duration::ZERO).await;
+        drop(engine);
+
+        let engine = start(config(dir.path())).unwrap();
+        let mut upload = engine.resume(&id).await.unwrap();
+        assert_eq!(upload.len(), 2_000_000);
+        upload.write(2_000_000, bytes.slice(2_000_000..)).await.unwrap();
+        let digest = digest(&bytes, Algorithm::Sha512);
+        upload.commit(&digest).await.unwrap();
+        assert_eq!(get(&engine, &digest, 0..bytes.len() as u64).await.unwrap(), bytes);
+        assert!(matches!(engine.resume(&id).await, Err(Error::UploadUnknown)));
+
+        let mut upload = engine.upload(Algorithm::Sha256, Some(10)).await.unwrap();
+        let id = upload.id().to_owned();
+        upload.write(0, Bytes::from_static(b"no")).await.unwrap();
+        assert!(matches!(upload.commit(&digest).await, Err(Error::Mismatch { .. })));
+        assert!(matches!(engine.resume(&id).await, Err(Error::UploadUnknown)), "a mismatch drops it");
+        let upload = engine.upload(Algorithm::Sha256, Some(10)).await.unwrap();
+        let id = upload.id().to_owned();
+        upload.abort().await.unwrap();
+        assert!(matches!(engine.resume(&id).await, Err(Error::UploadUnknown)));
+        assert!(matches!(engine.resume("../../etc").await, Err(Error::UploadUnknown)));
+        assert_eq!(std::fs::read_dir(dir.path().join("upload")).unwrap().count(), 0);
     }
 }

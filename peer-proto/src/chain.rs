@@ -188,4 +188,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn resumes_from_the_value_at_any_edge_and_has_none_elsewhere() {
+        let bytes: Vec<u8> = (0..1000u32).map(|i| (i % 253) as u8).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut whole = Hasher::new(algorithm);
+            whole.update(&bytes);
+            let digest = whole.finish();
+            for at in 0..bytes.len() {
+                let mut first = Hasher::new(algorithm);
+                first.update(&bytes[..at]);
+                assert_eq!(first.edge().is_some(), at.is_multiple_of(first.state.block_len()), "{at}");
+                let Some(edge) = first.edge().filter(|_| at.is_multiple_of(BLOCK_LEN_MAX)) else { continue };
+                let mut second = Hasher::resume(algorithm, edge.as_bytes(), at as u64);
+                assert_eq!(second.edge(), Some(edge));
+                second.update(&bytes[at..]);
+                assert_eq!(second.len(), bytes.len() as u64);
+                assert_eq!(second.finish(), digest, "resumed at {at}");
+            }
+        }
+    }
 }

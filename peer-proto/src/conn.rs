@@ -26,8 +26,8 @@
 //!
 //! **Time.** A handshake has [`HANDSHAKE_TIME`]. Whoever wrote nothing for [`PING_AFTER`] sends PING; whoever read no frame for
 //! [`IDLE_MAX`] ends it. Within a body or a write under way, [`PROGRESS_MIN`] bytes (or its end) must pass every [`PROGRESS_TIME`].
-//! Rate limits of our own must not run against that clock: take tokens for sending before [`Event::Ready`], and for receiving before
-//! [`Conn::request`].
+//! Limits of our own must not run against that clock: take tokens for sending before [`Event::Ready`], those for receiving before
+//! [`Conn::request`], and tell [`Event::Held`] while a piece waits for a buffer.
 
 mod channels;
 mod close;
@@ -261,6 +261,10 @@ impl Conn {
                 }
                 return Ok(());
             }
+            Event::Held => {
+                self.pace = Pace::new(now);
+                return Ok(());
+            }
             Event::Written(bytes) => {
                 self.writer.progress(now, bytes);
                 return Ok(());
@@ -436,3 +440,8 @@ impl core::fmt::Debug for Conn {
         write!(f, "Conn({:?}, {:?}, {:?})", self.side, self.peer().map(|peer| peer.id), self.need())
     }
 }
+
+#[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod tests;

@@ -162,12 +162,17 @@ impl PeerId {
     }
 }
 
-impl FromStr for PeerId {
-    type Err = DigestError;
+/// The text is not 40 digits of lower-case hex.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("peer id is not 40 digits of lower-case hex")]
+pub struct PeerIdError;
 
-    fn from_str(s: &str) -> Result<Self, DigestError> {
+impl FromStr for PeerId {
+    type Err = PeerIdError;
+
+    fn from_str(s: &str) -> Result<Self, PeerIdError> {
         let mut bytes = [0; 20];
-        parse_hex(s, &mut bytes).ok_or(DigestError::Value)?;
+        parse_hex(s, &mut bytes).ok_or(PeerIdError)?;
         Ok(Self(bytes))
     }
 }
@@ -229,6 +234,7 @@ impl fmt::Display for Namespace {
 mod tests {
     use super::*;
     use alloc::{format, string::ToString};
+    use proptest::prelude::*;
 
     #[test]
     fn digests_round_trip_and_refuse_the_rest() {
@@ -257,6 +263,42 @@ mod tests {
         }
         for bad in ["", "/", "a//b", "a/../b", "..", "a/", "a\nb", &"x".repeat(256)] {
             assert!(bad.parse::<Namespace>().is_err(), "{bad}");
+        }
+    }
+    #[test]
+    fn peer_ids_round_trip_and_refuse_the_rest() {
+        let text = "00ff".repeat(10);
+        let id: PeerId = text.parse().unwrap();
+        assert_eq!((id.to_string(), format!("{id:?}")), (text.clone(), "00ff00ff".to_string()));
+        for bad in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &"ü".repeat(20)] {
+            assert_eq!(bad.parse::<PeerId>(), Err(PeerIdError), "{bad}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn digests_of_any_bytes_read_back(bytes in proptest::collection::vec(any::<u8>(), 0..70)) {
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                let digest = Digest::from_bytes(algorithm, &bytes);
+                prop_assert_eq!(digest.is_some(), bytes.len() == algorithm.digest_len());
+            }
+            let mut value = [0; 64];
+            value[..bytes.len().min(64)].copy_from_slice(&bytes[..bytes.len().min(64)]);
+            let digest = Digest::sha512(value);
+            prop_assert_eq!(digest.to_string().parse(), Ok(digest));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,100}") {
+            if let Ok(digest) = text.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), &*text);
+            }
+            let _ = text.parse::<PeerId>();
+            if let Ok(namespace) = text.parse::<Namespace>() {
+                prop_assert_eq!(namespace.as_str(), &*text);
+            }
         }
     }
 }

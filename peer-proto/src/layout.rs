@@ -359,9 +359,11 @@ impl Prover<'_> {
 #[derive(Clone)]
 pub struct LayoutBuilder {
     algorithm: Algorithm,
+    /// Bytes between the edges that are noted: [`PIECE_LEN_MIN`], or less in tests.
+    unit: u32,
     hasher: chain::Hasher,
     crc: crc32fast::Hasher,
-    /// Bytes since the last edge, `< PIECE_LEN_MIN`.
+    /// Bytes since the last edge, `< unit`.
     since_edge: u32,
     crcs: Vec<u32>,
     links: Vec<u8>,
@@ -375,8 +377,13 @@ pub struct TooLong;
 impl LayoutBuilder {
     /// Starts at byte 0.
     pub fn new(algorithm: Algorithm) -> Self {
+        Self::with_unit(algorithm, PIECE_LEN_MIN)
+    }
+
+    fn with_unit(algorithm: Algorithm, unit: u32) -> Self {
         Self {
             algorithm,
+            unit,
             hasher: chain::Hasher::new(algorithm),
             crc: crc32fast::Hasher::new(),
             since_edge: 0,
@@ -401,12 +408,12 @@ impl LayoutBuilder {
             return Err(TooLong);
         }
         while !bytes.is_empty() {
-            let take = bytes.len().min((PIECE_LEN_MIN - self.since_edge) as usize);
+            let take = bytes.len().min((self.unit - self.since_edge) as usize);
             let (now, later) = bytes.split_at(take);
             self.crc.update(now);
             self.hasher.update(now);
             self.since_edge += u32::try_from(take).unwrap_or(u32::MAX);
-            if self.since_edge == PIECE_LEN_MIN {
+            if self.since_edge == self.unit {
                 self.edge();
             }
             bytes = later;
@@ -424,24 +431,19 @@ impl LayoutBuilder {
 
     /// Closes the blob: its layout, digest included.
     #[expect(clippy::unwrap_used, reason = "update refuses a length without a geometry")]
-    pub fn finish(mut self) -> Layout {
+    pub fn finish(self) -> Layout {
         let geometry = Geometry::of(self.len()).unwrap();
-        let last_len = u64::from(self.since_edge);
-        if self.since_edge > 0 {
+        self.cut(geometry)
+    }
+
+    /// Keeps the edges that a geometry asks for, whose piece length is a multiple of the unit.
+    fn cut(mut self, geometry: Geometry) -> Layout {
+        let tail = u64::from(self.since_edge);
+        if tail > 0 {
             self.crcs.push(core::mem::take(&mut self.crc).finalize());
         }
-        let step = (geometry.piece_length / PIECE_LEN_MIN) as usize;
-        let units = self.crcs.len();
-        let crcs = self.crcs.chunks(step).enumerate().map(|(i, group)| {
-            let first_len = unit_len(i * step, units, last_len);
-            let mut crc = crc32fast::Hasher::new_with_initial_len(group[0], first_len);
-            for (j, unit) in group.iter().enumerate().skip(1) {
-                let len = unit_len(i * step + j, units, last_len);
-                crc.combine(&crc32fast::Hasher::new_with_initial_len(*unit, len));
-            }
-            crc.finalize()
-        });
-        let crcs: Box<[u32]> = crcs.collect();
+        let step = (geometry.piece_length / self.unit) as usize;
+        let crcs = merge_crcs(&self.crcs, u64::from(self.unit), tail, step);
         let stride = self.algorithm.digest_len();
         let inner_edges = (geometry.pieces() as usize).saturating_sub(1);
         let links = (1..=inner_edges).flat_map(|edge| {
@@ -453,9 +455,21 @@ impl LayoutBuilder {
     }
 }
 
-/// Length of noted unit `i` of `units`, of which the last may be short.
-fn unit_len(i: usize, units: usize, last_len: u64) -> u64 {
-    if i + 1 == units && last_len > 0 { last_len } else { u64::from(PIECE_LEN_MIN) }
+/// The CRC-32 of every `step` units in a row from those of the units, each of `unit` bytes but the last, which has `tail` where that
+/// is not 0.
+fn merge_crcs(crcs: &[u32], unit: u64, tail: u64, step: usize) -> Box<[u32]> {
+    let last = crcs.len().saturating_sub(1);
+    let hasher = |i: usize| {
+        let len = if i == last && tail > 0 { tail } else { unit };
+        crc32fast::Hasher::new_with_initial_len(crcs[i], len)
+    };
+    let starts = (0..crcs.len()).step_by(step);
+    let merged = starts.map(|start| {
+        let mut crc = hasher(start);
+        (start + 1..crcs.len().min(start + step)).for_each(|i| crc.combine(&hasher(i)));
+        crc.finalize()
+    });
+    merged.collect()
 }
 
 const _: () = assert!((PIECE_LEN_MIN as usize).is_multiple_of(BLOCK_LEN_MAX));
@@ -464,6 +478,8 @@ const _: () = assert!((PIECE_LEN_MIN as usize).is_multiple_of(BLOCK_LEN_MAX));
 mod tests {
     use super::*;
     use alloc::vec;
+    use proptest::prelude::*;
+    use sha2::Digest as _;
 
     fn blob(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 7 + i / 4096) as u8).collect()
@@ -531,18 +547,101 @@ mod tests {
     }
 
     #[test]
-    fn long_pieces_keep_every_nth_edge() {
-        // 9 GiB of a builder fed with no real bytes would take seconds; the choice of edges is the same for a shorter blob
-        // whose geometry is made by hand, so check the arithmetic of the geometry here and the combination below.
+    fn pieces_grow_with_the_blob() {
         for (gib, piece_mib) in [(1, 1), (8, 1), (9, 2), (17, 4), (100, 16), (1024, 16)] {
             let geometry = Geometry::of(gib << 30).unwrap();
             assert_eq!(geometry.piece_length(), piece_mib * MIB, "{gib} GiB");
         }
+        assert_eq!(Geometry::of(LEN_MAX).unwrap().pieces(), PIECES_MAX);
         assert_eq!(Geometry::of(LEN_MAX + 1), None);
-        let g = Geometry::of(5 * u64::from(MIB) + 1).unwrap();
+    }
+
+    #[test]
+    fn geometries_out_of_bounds_are_refused() {
+        let mib = u64::from(MIB);
+        for piece_length in [0, 1, MIB - 1, MIB + 1, 3 * MIB, 32 * MIB, u32::MAX] {
+            assert_eq!(Geometry::new(mib, piece_length), None, "{piece_length}");
+        }
+        assert!(Geometry::new(u64::from(PIECES_MAX) * mib, MIB).is_some());
+        assert_eq!(Geometry::new(u64::from(PIECES_MAX) * mib + 1, MIB), None);
+        assert_eq!(Geometry::new(u64::MAX, PIECE_LEN_MAX), None);
+    }
+
+    #[test]
+    fn ranges_are_covered_by_the_pieces_they_touch() {
+        let mib = u64::from(MIB);
+        let g = Geometry::of(5 * mib + 1).unwrap();
         assert_eq!(g.covering(0..0), 0..0);
+        assert_eq!(g.covering(7..7), 0..0);
         assert_eq!(g.covering(0..1), 0..1);
-        assert_eq!(g.covering(u64::from(MIB) - 1..u64::from(MIB) + 1), 0..2);
-        assert_eq!(g.covering(5 * u64::from(MIB)..5 * u64::from(MIB) + 1), 5..6);
+        assert_eq!(g.covering(mib - 1..mib + 1), 0..2);
+        assert_eq!(g.covering(5 * mib..5 * mib + 1), 5..6);
+        assert_eq!(g.covering(5 * mib..5 * mib + 2), 0..0, "beyond the end");
+        assert_eq!((g.piece(5).map(|piece| g.piece_len(piece)), g.piece(6)), (Some(1), None));
+        assert_eq!((g.piece_at(5 * mib).map(PieceIndex::get), g.piece_at(5 * mib + 1)), (Some(5), None));
+    }
+
+    fn algorithm() -> impl Strategy<Value = Algorithm> {
+        prop_oneof![Just(Algorithm::Sha256), Just(Algorithm::Sha512)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Long pieces in small: a builder that notes an edge every 128 or 256 bytes, and a geometry that asks for every nth of them.
+        #[test]
+        fn long_pieces_keep_every_nth_edge(
+            len in 0usize..6000,
+            unit in prop_oneof![Just(128u32), Just(256)],
+            doublings in 0u32..5,
+            chunk in 1usize..1500,
+            cut in 1usize..700,
+            algorithm in algorithm(),
+        ) {
+            let bytes = blob(len);
+            let mut builder = LayoutBuilder::with_unit(algorithm, unit);
+            bytes.chunks(chunk).for_each(|chunk| builder.update(chunk).unwrap());
+            let geometry = Geometry { length: len as u64, piece_length: unit << doublings };
+            let layout = builder.cut(geometry);
+            let whole: Vec<u8> = match algorithm {
+                Algorithm::Sha256 => sha2::Sha256::digest(&bytes).to_vec(),
+                Algorithm::Sha512 => sha2::Sha512::digest(&bytes).to_vec(),
+            };
+            prop_assert_eq!(layout.digest().as_bytes(), whole);
+            prop_assert_eq!(layout.crcs.len(), geometry.pieces() as usize);
+            prop_assert_eq!(layout.links.len(), layout.crcs.len().saturating_sub(1) * algorithm.digest_len());
+            for piece in geometry.all().rev() {
+                let range = geometry.range(piece);
+                let mut own = bytes[range.start as usize..range.end as usize].to_vec();
+                prop_assert_eq!(layout.crc(piece), crc32fast::hash(&own));
+                let mut prover = layout.prover(piece);
+                own.chunks(cut).for_each(|chunk| prover.update(chunk));
+                prop_assert_eq!(prover.finish(), Ok(()));
+                own.push(0);
+                let has = own.len() as u64;
+                prop_assert_eq!(layout.prove(piece, &own), Err(ProofError::Length { piece, has, says: has - 1 }));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_layout_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(Layout::decode(&bytes).is_err());
+        }
+
+        /// Damage under a checksum that was made good again: decoded to something else or refused, never a panic.
+        #[test]
+        fn a_forged_layout_never_panics(at in 4usize..60, with in any::<[u8; 4]>(), cut in 0usize..3) {
+            let geometry = Geometry::of(2 * u64::from(MIB) + 9).unwrap();
+            let digest = Digest::sha256([7; 32]);
+            let mut bytes = Layout { digest, geometry, crcs: [1, 2, 3].into(), links: [5; 64].into() }.encode();
+            bytes[at..at + 4].copy_from_slice(&with);
+            bytes.truncate(bytes.len() - cut);
+            let end = bytes.len() - 4;
+            let seal = crc32fast::hash(&bytes[..end]);
+            bytes[end..].copy_from_slice(&seal.to_le_bytes());
+            if let Ok(layout) = Layout::decode(&bytes) {
+                prop_assert_eq!(layout.encode(), bytes);
+            }
+        }
     }
 }

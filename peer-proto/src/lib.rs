@@ -24,7 +24,7 @@ pub mod swarm;
 pub mod time;
 pub mod wire;
 
-pub use id::{Algorithm, Digest, DigestError, Namespace, NamespaceError, PeerId};
+pub use id::{Algorithm, Digest, DigestError, Namespace, NamespaceError, PeerId, PeerIdError};
 pub use layout::{Layout, LayoutBuilder, LayoutError, PieceIndex, ProofError};
 pub use pieces::PieceSet;
 pub use time::Instant;

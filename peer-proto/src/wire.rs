@@ -670,3 +670,305 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    const ON: Channel = Channel(0x0102_0304);
+
+    fn geometry(pieces: u32) -> Geometry {
+        Geometry::new(u64::from(pieces) << 20, 1 << 20).unwrap()
+    }
+
+    fn set(geometry: &Geometry, pieces: &[u32]) -> PieceSet {
+        let mut set = PieceSet::new(geometry);
+        pieces.iter().for_each(|piece| assert!(set.insert(geometry.piece(*piece).unwrap())));
+        set
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            origin: true,
+            port: core::num::NonZeroU16::new(16_001),
+            shard: 0x0a0b,
+            ..Hello::new(PeerId::new([7; 20]))
+        }
+    }
+
+    fn open(algorithm: Algorithm, namespace: &str, has: &[u32]) -> Open {
+        let digest = Digest::from_bytes(algorithm, &vec![9; algorithm.digest_len()]).unwrap();
+        let geometry = geometry(12);
+        Open { digest, namespace: namespace.parse().unwrap(), geometry, has: set(&geometry, has) }
+    }
+
+    /// One header of every type and code.
+    fn headers() -> Vec<Header> {
+        let body = Body { len: 200, crc: 0xdead_beef };
+        let (channel, piece) = (ON, 77);
+        let mut all = vec![
+            Header::Hello { body },
+            Header::Open { channel, form: Form::Bits, body },
+            Header::Open { channel, form: Form::All, body },
+            Header::Opened { channel, form: Form::Bits, body },
+            Header::Opened { channel, form: Form::None, body: Body { len: 0, crc: 0 } },
+            Header::Have { channel, body },
+            Header::HaveAll { channel },
+            Header::Request { channel, piece },
+            Header::Piece { channel, piece, len: PIECE_LEN_MAX },
+            Header::Cancel { channel, piece },
+            Header::Close { channel },
+            Header::Ping,
+            Header::Pong,
+        ];
+        all.extend(Refusal::ALL.iter().map(|reason| Header::Refused { channel, reason: *reason }));
+        all.extend(Rejection::ALL.iter().map(|reason| Header::Reject { channel, piece, reason: *reason }));
+        all.extend(Farewell::ALL.iter().map(|reason| Header::Goodbye { reason: *reason }));
+        all
+    }
+
+    /// A frame's header and body.
+    fn split(bytes: &[u8]) -> (Header, &[u8]) {
+        let (header, body) = bytes.split_first_chunk().unwrap();
+        (Header::decode(header).unwrap(), body)
+    }
+
+    /// A header with these bytes put in, its seal made good again: what a hostile node can write.
+    fn forged(header: Header, at: usize, bytes: &[u8]) -> [u8; HEADER_LEN] {
+        let mut out = header.encode();
+        out[at..at + bytes.len()].copy_from_slice(bytes);
+        let seal = crc32fast::hash(&out[..28]);
+        out[28..].copy_from_slice(&seal.to_le_bytes());
+        out
+    }
+
+    #[test]
+    fn a_request_on_the_wire() {
+        let request = Header::Request { channel: ON, piece: 5 }.encode();
+        let (fields, seal) = request.split_at(28);
+        assert_eq!(fields, [7, 0, 0, 0, 0, 0, 0, 0, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(seal, crc32fast::hash(fields).to_le_bytes());
+    }
+
+    #[test]
+    fn every_header_round_trips_and_any_flipped_bit_is_noticed() {
+        for header in headers() {
+            let bytes = header.encode();
+            assert_eq!(Header::decode(&bytes), Ok(header));
+            for bit in 0..8 * HEADER_LEN {
+                let mut damaged = bytes;
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(Header::decode(&damaged), Err(WireError::HeaderChecksum), "{header:?}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sound_checksum_does_not_make_a_sound_header() {
+        let len = |header, len: u32| Header::decode(&forged(header, 4, &len.to_le_bytes()));
+        let body = Body { len: 200, crc: 1 };
+        let opened = Header::Opened { channel: ON, form: Form::All, body: Body { len: 0, crc: 0 } };
+        for (header, bad) in [
+            (Header::Hello { body }, 39),
+            (Header::Hello { body }, 257),
+            (Header::Open { channel: ON, form: Form::Bits, body }, 48),
+            (Header::Open { channel: ON, form: Form::Bits, body }, CONTROL_LEN_MAX + 1),
+            (opened, 1),
+            (Header::Have { channel: ON, body }, 0),
+            (Header::Have { channel: ON, body }, 6),
+            (Header::Have { channel: ON, body }, u32::MAX),
+            (Header::Piece { channel: ON, piece: 0, len: 1 }, 0),
+            (Header::Piece { channel: ON, piece: 0, len: 1 }, PIECE_LEN_MAX + 1),
+            (Header::Ping, 1),
+        ] {
+            let kind = header.encode()[0];
+            assert_eq!(len(header, bad), Err(WireError::Length { kind, len: bad }), "{header:?}");
+        }
+        assert_eq!(Header::decode(&forged(Header::Ping, 0, &[0])), Err(WireError::Type(0)));
+        assert_eq!(Header::decode(&forged(Header::Ping, 0, &[15])), Err(WireError::Type(15)));
+        let refused = Header::Refused { channel: ON, reason: Refusal::Busy };
+        assert_eq!(Header::decode(&forged(refused, 1, &[99])), Err(WireError::Code { kind: 4, code: 99 }));
+        // Fields that PING has not: code, padding, channel, piece, checksum of a body, padding.
+        for at in [1, 2, 8, 12, 16, 20, 24] {
+            assert_eq!(Header::decode(&forged(Header::Ping, at, &[1])), Err(WireError::Reserved(12)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn hello_round_trips_and_ignores_what_a_later_one_adds() {
+        let mut frame = Vec::new();
+        hello().encode(&mut frame);
+        let (Header::Hello { body }, bytes) = split(&frame) else { panic!("not a hello") };
+        assert_eq!(body.check(bytes), Ok(()));
+        assert_eq!(Hello::decode(bytes), Ok(hello()));
+        let mut longer = bytes.to_vec();
+        longer.extend([0xff; 30]);
+        longer[28] |= 0xf0;
+        longer[34..40].fill(1);
+        assert_eq!(Hello::decode(&longer), Ok(hello()));
+        let with = |at: usize, value: u8| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = value;
+            Hello::decode(&bytes)
+        };
+        assert_eq!(with(0, b'X'), Err(WireError::Magic));
+        assert_eq!(with(29, 0), Err(WireError::Field("window")));
+        assert_eq!(with(29, 17), Err(WireError::Field("window")));
+        assert_eq!(with(6, 0), Err(WireError::Field("version")));
+        // A stranger's version may have given byte 29 another meaning.
+        let mut stranger = bytes.to_vec();
+        stranger[4] = 9;
+        stranger[6] = 9;
+        stranger[29] = 99;
+        assert_eq!(Hello::decode(&stranger).unwrap().versions, (9, 9));
+        (0..HELLO_LEN - 6).for_each(|len| assert!(Hello::decode(&bytes[..len]).is_err(), "{len} bytes"));
+    }
+
+    #[test]
+    fn the_highest_version_in_common_is_spoken() {
+        assert_eq!(negotiate((1, 1)), Some(1));
+        assert_eq!(negotiate((1, 7)), Some(VERSION_MAX));
+        assert_eq!(negotiate((0, 0)), None);
+        assert_eq!(negotiate((2, 7)), None);
+    }
+
+    #[test]
+    fn open_round_trips_and_refuses_every_cut() {
+        let all: Vec<u32> = (0..12).collect();
+        for (algorithm, namespace, has) in [
+            (Algorithm::Sha256, "library/app", &[0, 5, 11][..]),
+            (Algorithm::Sha512, "x", &[]),
+            (Algorithm::Sha256, &"n".repeat(255), &all),
+        ] {
+            let open = open(algorithm, namespace, has);
+            let mut frame = Vec::new();
+            open.encode(ON, &mut frame);
+            let (Header::Open { channel, form, body }, bytes) = split(&frame) else { panic!("not an open") };
+            assert_eq!((channel, form), (ON, Form::of(&open.has)));
+            assert_eq!(body.check(bytes), Ok(()));
+            assert_eq!(Open::decode(form, bytes), Ok(open));
+            (0..bytes.len()).for_each(|len| assert!(Open::decode(form, &bytes[..len]).is_err(), "{len} bytes"));
+            let longer = [bytes, &[0]].concat();
+            assert_eq!(Open::decode(form, &longer), Err(WireError::Field("piece set")));
+        }
+    }
+
+    #[test]
+    fn an_open_out_of_bounds_is_refused() {
+        let mut frame = Vec::new();
+        open(Algorithm::Sha256, "a/b", &[1]).encode(ON, &mut frame);
+        let with = |at: usize, value: &[u8]| {
+            let mut bytes = frame[HEADER_LEN..].to_vec();
+            bytes[at..at + value.len()].copy_from_slice(value);
+            Open::decode(Form::Bits, &bytes).unwrap_err()
+        };
+        assert_eq!(with(0, &[2]), WireError::Field("algorithm"));
+        assert_eq!(with(1, &[0]), WireError::Field("namespace"));
+        assert_eq!(with(2, &[1]), WireError::Field("padding"));
+        for piece_length in [0, 1, 3 << 20, 1 << 25, u32::MAX] {
+            assert_eq!(with(4, &piece_length.to_le_bytes()), WireError::Field("geometry"), "{piece_length}");
+        }
+        assert_eq!(with(8, &u64::MAX.to_le_bytes()), WireError::Field("geometry"));
+        assert_eq!(with(48, b"a//"), WireError::Field("namespace"));
+        assert_eq!(with(48, &[0xff, 0xfe, 0xfd]), WireError::Field("namespace"));
+        assert_eq!(with(52, &[0xff]), WireError::Field("piece set"), "a bit beyond the last piece");
+    }
+
+    #[test]
+    fn piece_sets_take_the_shortest_form() {
+        let g = geometry(9);
+        for (has, form, bytes) in [
+            (set(&g, &[]), Form::None, &[][..]),
+            (PieceSet::full(&g), Form::All, &[]),
+            (set(&g, &[0, 8]), Form::Bits, &[1, 1]),
+        ] {
+            let mut frame = Vec::new();
+            encode_opened(ON, &has, &mut frame);
+            let (Header::Opened { form: written, .. }, body) = split(&frame) else { panic!("not an opened") };
+            assert_eq!((written, body), (form, bytes));
+            assert_eq!(form.decode(&g, body), Ok(has));
+        }
+        assert!(Form::All.decode(&g, &[0]).is_err());
+        assert!(Form::Bits.decode(&g, &[1, 1, 0]).is_err());
+    }
+
+    #[test]
+    fn haves_round_trip_to_the_bound() {
+        for count in [1, 2, HAVES_MAX as u32] {
+            let mut frame = Vec::new();
+            encode_have(ON, 0..count, &mut frame);
+            let (Header::Have { channel, body }, bytes) = split(&frame) else { panic!("not a have") };
+            assert_eq!((channel, body.len), (ON, 4 * count));
+            assert_eq!(body.check(bytes), Ok(()));
+            assert!(decode_have(bytes).eq(0..count));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_body_is_noticed() {
+        let mut frames = [const { Vec::new() }; 4];
+        hello().encode(&mut frames[0]);
+        open(Algorithm::Sha256, "a", &[3]).encode(ON, &mut frames[1]);
+        encode_opened(ON, &set(&geometry(20), &[3]), &mut frames[2]);
+        encode_have(ON, [1, 2, 3].into_iter(), &mut frames[3]);
+        for frame in frames {
+            let (header, bytes) = split(&frame);
+            let (Header::Hello { body }
+            | Header::Open { body, .. }
+            | Header::Opened { body, .. }
+            | Header::Have { body, .. }) = header
+            else {
+                panic!("a frame without a body");
+            };
+            for bit in 0..8 * bytes.len() {
+                let mut damaged = bytes.to_vec();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(body.check(&damaged), Err(WireError::BodyChecksum), "{header:?}, bit {bit}");
+            }
+            assert!(body.check(&bytes[1..]).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), pieces in 0u32..3000) {
+            if let Some(header) = bytes.first_chunk() {
+                let _ = Header::decode(header);
+            }
+            let _ = Hello::decode(&bytes);
+            let g = geometry(pieces);
+            for form in [Form::Bits, Form::All, Form::None] {
+                let _ = Open::decode(form, &bytes);
+                let _ = form.decode(&g, &bytes);
+            }
+            prop_assert!(decode_have(&bytes).count() <= bytes.len() / 4);
+        }
+
+        /// Whatever passes with a good seal is exactly what we would have written.
+        #[test]
+        fn headers_have_one_spelling(mut bytes in any::<[u8; HEADER_LEN]>(), kind in 0u8..16, zeros in any::<u32>()) {
+            bytes[0] = kind;
+            // Most of the fields zero, or nothing would ever pass.
+            (1..28).filter(|at| zeros >> at & 1 == 0).for_each(|at| bytes[at] = 0);
+            let seal = crc32fast::hash(&bytes[..28]);
+            bytes[28..].copy_from_slice(&seal.to_le_bytes());
+            if let Ok(header) = Header::decode(&bytes) {
+                prop_assert_eq!(header.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn opens_with_any_damage_never_panic(at in 0usize..90, with in any::<[u8; 4]>(), cut in 0usize..90) {
+            let mut frame = Vec::new();
+            open(Algorithm::Sha256, "library/some/longer/name", &[1, 2]).encode(ON, &mut frame);
+            let mut body = frame.split_off(HEADER_LEN);
+            let end = (at + 4).min(body.len());
+            body[at.min(end)..end].copy_from_slice(&with[..end - at.min(end)]);
+            body.truncate(body.len().saturating_sub(cut));
+            let _ = Open::decode(Form::Bits, &body);
+            let _ = Open::decode(Form::None, &body);
+        }
+    }
+}

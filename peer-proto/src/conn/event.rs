@@ -43,6 +43,9 @@ pub enum Event<'a> {
     Payload,
     /// Some bytes of the present need arrived, but not all: tell at least every [`PROGRESS_MIN`](super::PROGRESS_MIN) of them.
     Read(u64),
+    /// This node itself keeps what is needed next waiting, for want of a buffer or of bandwidth: the peer's clock starts anew. To be
+    /// told before every [`Event::Tick`] while it lasts.
+    Held,
     /// Some bytes of the present [`Effect::Send`] left, but not all: tell at least every [`PROGRESS_MIN`](super::PROGRESS_MIN) of them.
     Written(u64),
     /// All of it left; its head comes back to be used again.

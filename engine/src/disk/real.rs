@@ -1,0 +1,186 @@
+//! A directory of the machine's file system.
+
+use super::{Disk, File, Listed, Mapping, Meta, Space};
+use crate::raw::Map;
+use bytes::Bytes;
+use rustix::{
+    fd::OwnedFd,
+    fs::{self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+use std::{fs::File as StdFile, io, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
+
+const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
+const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
+
+/// A directory that this process holds alone. Names are resolved from its descriptor, so moving it meanwhile is harmless.
+#[derive(Debug)]
+pub struct Real {
+    root: OwnedFd,
+    mmap: bool,
+    /// Held for its lock: two processes on one directory would delete each other's files.
+    _lock: OwnedFd,
+}
+
+impl Real {
+    /// Opens `root`, made where missing. [`io::ErrorKind::WouldBlock`] where another process has it.
+    pub fn open(root: &Path, mmap: bool) -> io::Result<Self> {
+        std::fs::create_dir_all(root)?;
+        let root = fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let lock = fs::openat(&root, "lock", OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, FILE_MODE)?;
+        fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { root, mmap, _lock: lock })
+    }
+
+    fn opened(&self, fd: OwnedFd) -> Arc<dyn File> {
+        Arc::new(Open { file: fd.into(), mmap: self.mmap })
+    }
+
+    fn dir(&self, path: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.root, if path.is_empty() { "." } else { path }, flags, Mode::empty())?)
+    }
+}
+
+impl Disk for Real {
+    fn create(&self, path: &str, space: Space) -> io::Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.root, path, flags, FILE_MODE)?;
+        let set_aside = match space {
+            Space::None | Space::Length(0) | Space::Ahead(0) => Ok(()),
+            Space::Length(len) => fs::fallocate(&fd, FallocateFlags::empty(), 0, len),
+            Space::Ahead(len) => fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, 0, len),
+        };
+        match (set_aside, space) {
+            (Ok(()), _) => {}
+            // A file system that cannot set space aside: a full one is then found out later.
+            (Err(Errno::OPNOTSUPP), Space::Length(len)) => fs::ftruncate(&fd, len)?,
+            (Err(Errno::OPNOTSUPP), _) => {}
+            (Err(e), _) => {
+                fs::unlinkat(&self.root, path, AtFlags::empty())?;
+                return Err(e.into());
+            }
+        }
+        Ok(self.opened(fd))
+    }
+
+    fn open(&self, path: &str) -> io::Result<Arc<dyn File>> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(self.opened(fs::openat(&self.root, path, flags, Mode::empty())?))
+    }
+
+    fn create_dir(&self, path: &str) -> io::Result<()> {
+        Ok(fs::mkdirat(&self.root, path, DIR_MODE)?)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        match fs::renameat_with(&self.root, from, &self.root, to, RenameFlags::NOREPLACE) {
+            // EINVAL: a file system that knows no flags. A plain rename refuses to replace a directory that is
+            // not empty, and the store moves nothing else onto a name that may be taken.
+            Err(Errno::INVAL) => Ok(fs::renameat(&self.root, from, &self.root, to)?),
+            Err(Errno::NOTEMPTY) => Err(Errno::EXIST.into()),
+            other => Ok(other?),
+        }
+    }
+
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(&self.root, from, &self.root, to)?)
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        Ok(fs::fsync(self.dir(path)?)?)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.root, path, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.root, path, AtFlags::REMOVEDIR)?)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<Listed>> {
+        let fd = self.dir(path)?;
+        let mut listed = Vec::new();
+        for entry in fs::Dir::new(fd)? {
+            let entry = entry?;
+            // A name that is not UTF-8 is not ours.
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if matches!(name, "." | "..") {
+                continue;
+            }
+            let dir = match entry.file_type() {
+                FileType::Directory => true,
+                FileType::Unknown => {
+                    let stat = fs::statat(&self.root, format!("{path}/{name}"), AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                }
+                _ => false,
+            };
+            listed.push(Listed { name: name.to_owned(), dir });
+        }
+        Ok(listed)
+    }
+
+    fn stat(&self, path: &str) -> io::Result<Option<Meta>> {
+        match fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Meta {
+                len: u64::try_from(stat.st_size).unwrap_or(0),
+                modified: Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0)),
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let stat = fs::fstatvfs(&self.root)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    file: StdFile,
+    mmap: bool,
+}
+
+impl File for Open {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn trim(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn map(&self, len: u64) -> io::Result<Option<Arc<dyn Mapping>>> {
+        if !self.mmap || len == 0 {
+            return Ok(None);
+        }
+        let map = Map::new(&self.file, len)?;
+        Ok(Some(Arc::new(map)))
+    }
+}
+
+impl Mapping for Map {
+    fn bytes(self: Arc<Self>, range: Range<u64>) -> Bytes {
+        Self::bytes(self, range)
+    }
+
+    fn resident(&self, range: Range<u64>) -> bool {
+        Self::resident(self, range)
+    }
+}

@@ -1,0 +1,6 @@
+//! The only unsafe code of the system. Each block is one operation whose callee's conditions are named beside it.
+mod buf;
+mod map;
+pub(crate) mod net;
+
+pub(crate) use map::Map;

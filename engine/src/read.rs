@@ -1,0 +1,77 @@
+//! Reading a whole blob in order: pieces from the disk through pooled buffers, the next one on its way while one is used.
+//!
+//! Not from the mapping: the bytes go to code that looks at them, and a load from a mapping whose disk fails ends the process.
+
+use crate::{
+    handle::Error,
+    store::{Blob, ReadError},
+    workers::Workers,
+};
+use bytes::Bytes;
+use peer_proto::Digest;
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+use tokio::sync::oneshot;
+
+/// Reads under way or waiting to be taken, one reader's.
+const AHEAD: usize = 2;
+
+/// A reader of a range of a whole blob.
+pub(crate) struct Whole {
+    workers: Arc<Workers>,
+    blob: Arc<Blob>,
+    /// What no read was started for.
+    rest: Range<u64>,
+    ahead: VecDeque<oneshot::Receiver<Result<Bytes, ReadError>>>,
+}
+
+impl Whole {
+    /// A reader of `range`, which is within the blob.
+    pub(crate) fn new(workers: Arc<Workers>, blob: Arc<Blob>, range: Range<u64>) -> Self {
+        Self { workers, blob, rest: range, ahead: VecDeque::new() }
+    }
+
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        while self.ahead.len() < AHEAD && !self.rest.is_empty() {
+            match self.start() {
+                Ok(read) => self.ahead.push_back(read),
+                // What is under way will do for now.
+                Err(Error::Busy(_)) if !self.ahead.is_empty() => break,
+                Err(e) => return Some(Err(e)),
+            }
+        }
+        let read = self.ahead.front_mut()?.await;
+        self.ahead.pop_front();
+        let bytes = read.map_err(|_| Error::Closed).and_then(|read| read.map_err(|e| error(*self.blob.digest(), e)));
+        if bytes.is_err() {
+            self.ahead.clear();
+            self.rest = 0..0;
+        }
+        Some(bytes)
+    }
+
+    fn start(&mut self) -> Result<oneshot::Receiver<Result<Bytes, ReadError>>, Error> {
+        let geometry = self.blob.layout().geometry();
+        let piece_end = geometry.piece_at(self.rest.start).map_or(self.rest.end, |piece| geometry.range(piece).end);
+        let range = self.rest.start..self.rest.end.min(piece_end);
+        let blob = Arc::clone(&self.blob);
+        let part = range.clone();
+        let read = self.workers.start_call(move |store| store.read_or_allocate(&blob, part))?;
+        self.rest.start = range.end;
+        Ok(read)
+    }
+}
+
+fn error(digest: Digest, e: ReadError) -> Error {
+    match e {
+        ReadError::Damaged { reason, .. } => Error::Damaged { digest, reason },
+        ReadError::Busy => Error::Busy("buffer pool"),
+        ReadError::Range | ReadError::Absent(_) => Error::NotFound(digest),
+    }
+}
+
+/// Bytes within one piece of a blob that is partly here.
+pub(crate) async fn part(workers: &Workers, blob: &Arc<Blob>, range: Range<u64>) -> Result<Bytes, Error> {
+    let own = Arc::clone(blob);
+    let read = workers.call(move |store| store.read_or_allocate(&own, range)).await?;
+    read.map_err(|e| error(*blob.digest(), e))
+}

@@ -1,0 +1,149 @@
+//! The sending side of one connection: pieces asked for, in the order they were asked for, until they are on the socket.
+//!
+//! What is in memory goes straight from the file's mapping; what is not is read by a worker into a pooled buffer while what
+//! stands behind it goes first. One piece at a time is readied, just before its turn, so that one connection does not spend the
+//! bandwidth of the others.
+
+use crate::driver::Token;
+use bytes::Bytes;
+use peer_proto::{PieceIndex, wire::Channel};
+use std::collections::VecDeque;
+
+/// Pieces of one connection being read from disk at most.
+const READS_MAX: usize = 4;
+
+/// A piece asked for.
+#[derive(Debug)]
+struct Request {
+    channel: Channel,
+    piece: PieceIndex,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting,
+    Reading(Token),
+    Fetched(Bytes),
+}
+
+/// Requests of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    requests: VecDeque<Request>,
+    /// The piece whose header goes out next.
+    ready: Option<(Channel, PieceIndex, Bytes)>,
+}
+
+impl Queue {
+    /// Adds a request. The connection bounds their number by its window.
+    pub(crate) fn push(&mut self, channel: Channel, piece: PieceIndex) {
+        self.requests.push_back(Request { channel, piece, state: State::Waiting });
+    }
+
+    /// Whether nothing is left to be sent.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.ready.is_none()
+    }
+
+    /// Whether a piece stands ready.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Forgets a request.
+    pub(crate) fn remove(&mut self, channel: Channel, piece: PieceIndex) {
+        self.requests.retain(|request| (request.channel, request.piece) != (channel, piece));
+        self.ready.take_if(|ready| (ready.0, ready.1) == (channel, piece));
+    }
+
+    /// Forgets all requests of a channel.
+    pub(crate) fn close(&mut self, channel: Channel) {
+        self.requests.retain(|request| request.channel != channel);
+        self.ready.take_if(|ready| ready.0 == channel);
+    }
+
+    /// The first request, past the first `skip`, that is not being read, and its bytes where they have been.
+    pub(crate) fn next(&self, skip: usize) -> Option<(usize, Channel, PieceIndex, Option<&Bytes>)> {
+        let mut rest = self.requests.iter().enumerate().skip(skip);
+        rest.find_map(|(at, request)| match &request.state {
+            State::Waiting => Some((at, request.channel, request.piece, None)),
+            State::Fetched(bytes) => Some((at, request.channel, request.piece, Some(bytes))),
+            State::Reading(_) => None,
+        })
+    }
+
+    /// Whether another read may start.
+    pub(crate) fn may_read(&self) -> bool {
+        self.requests.iter().filter(|request| matches!(request.state, State::Reading(_))).count() < READS_MAX
+    }
+
+    /// Notes that request number `at` is being read.
+    pub(crate) fn reading(&mut self, at: usize, token: Token) {
+        self.requests[at].state = State::Reading(token);
+    }
+
+    /// A read is over: its bytes, or the request that cannot be answered.
+    pub(crate) fn fetched(&mut self, token: Token, bytes: Option<Bytes>) -> Option<(Channel, PieceIndex)> {
+        let reads = |request: &Request| matches!(request.state, State::Reading(of) if of == token);
+        let at = self.requests.iter().position(reads)?;
+        match bytes {
+            Some(bytes) => {
+                self.requests[at].state = State::Fetched(bytes);
+                None
+            }
+            None => self.requests.remove(at).map(|request| (request.channel, request.piece)),
+        }
+    }
+
+    /// Takes request number `at` out to be sent next.
+    pub(crate) fn ready(&mut self, at: usize, bytes: Bytes) {
+        if let Some(request) = self.requests.remove(at) {
+            self.ready = Some((request.channel, request.piece, bytes));
+        }
+    }
+
+    /// The bytes of the piece that the connection writes now.
+    pub(crate) fn take(&mut self, channel: Channel, piece: PieceIndex) -> Option<Bytes> {
+        self.ready.take_if(|ready| (ready.0, ready.1) == (channel, piece)).map(|ready| ready.2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peer_proto::{layout::Geometry, wire::Header};
+
+    #[test]
+    fn what_is_in_memory_overtakes_what_is_being_read() {
+        let piece = |i| Geometry::of(8 << 20).unwrap().piece(i).unwrap();
+        let channel = channel();
+        let mut queue = Queue::default();
+        (0..3).for_each(|i| queue.push(channel, piece(i)));
+        queue.reading(0, Token(7));
+        let (at, _, next, bytes) = queue.next(0).unwrap();
+        assert_eq!((at, next, bytes), (1, piece(1), None));
+        queue.ready(at, Bytes::from_static(b"one"));
+        assert!(queue.is_ready());
+        assert_eq!(queue.fetched(Token(7), Some(Bytes::from_static(b"null"))), None);
+        assert_eq!(queue.take(channel, piece(1)), Some(Bytes::from_static(b"one")));
+        let (at, _, next, bytes) = queue.next(0).unwrap();
+        assert_eq!((at, next, bytes.map(|bytes| &bytes[..])), (0, piece(0), Some(&b"null"[..])));
+        queue.reading(1, Token(8));
+        assert_eq!(queue.fetched(Token(8), None), Some((channel, piece(2))), "cannot be answered");
+        queue.close(channel);
+        assert!(queue.is_empty());
+    }
+
+    /// As it comes off the wire, the only way to get one without a connection.
+    fn channel() -> Channel {
+        let mut close = [0; peer_proto::wire::HEADER_LEN];
+        close[0] = 11;
+        let seal = crc32fast::hash(&close[..28]);
+        close[28..].copy_from_slice(&seal.to_le_bytes());
+        match Header::decode(&close) {
+            Ok(Header::Close { channel }) => channel,
+            other => panic!("{other:?}"),
+        }
+    }
+}

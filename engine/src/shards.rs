@@ -1,0 +1,297 @@
+//! All shards of an engine, as its handle uses them: started together, told what they are asked, stopped together.
+
+use crate::{
+    buf::Pool,
+    driver::monoio::{self, Clock, Kind},
+    handle::{Class, Config, DriverChoice, Error, Metric, MetricValue, Notice, Peer},
+    inbox::{self, Refused},
+    limit::Bucket,
+    net,
+    shard::{
+        Core, Outbox, Setup,
+        command::{Command, Reply},
+        home,
+        notices::Notices,
+        read::Reading,
+        stats::{self, Stats},
+    },
+    workers::Workers,
+};
+use bytes::Bytes;
+use peer_proto::{Digest, Layout, Namespace, PeerId, swarm::ReaderId};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::{
+    io,
+    net::SocketAddr,
+    num::NonZeroU16,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::AtomicUsize, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// The shards of one engine.
+pub(crate) struct Shards {
+    outboxes: Arc<[Arc<Outbox>]>,
+    stats: Vec<Arc<Stats>>,
+    notices: Arc<Notices>,
+    addr: SocketAddr,
+    kind: Kind,
+    /// One for each shard that runs, resolved when it ends.
+    ends: Mutex<Vec<oneshot::Receiver<()>>>,
+}
+
+impl Shards {
+    /// Binds the address and starts a thread for each shard.
+    pub(crate) fn start(
+        config: &Config,
+        id: PeerId,
+        seed: u64,
+        pool: &Pool,
+        workers: &Arc<Workers>,
+    ) -> io::Result<Self> {
+        let kind = choose(config.driver)?;
+        let count = config.shards.get();
+        let listeners = net::listeners(config.listen, count)?;
+        let addr = listeners.first().map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
+        let (mut outboxes, mut inboxes) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (outbox, inbox) = inbox::inbox()?;
+            outboxes.push(Arc::new(outbox));
+            inboxes.push(inbox);
+        }
+        let mut shards = Self {
+            outboxes: outboxes.into(),
+            stats: Vec::new(),
+            notices: Arc::default(),
+            addr,
+            kind,
+            ends: Mutex::default(),
+        };
+        let bucket = |rate: Option<_>| rate.map(|rate| Arc::new(Bucket::new(rate)));
+        let setup = Setup {
+            id,
+            origin: config.origin,
+            port: NonZeroU16::new(config.advertise.unwrap_or(addr).port()),
+            index: 0,
+            shards: count,
+            seed,
+            pool: pool.clone(),
+            limit_in: bucket(config.limits.bytes_in_per_s),
+            limit_out: bucket(config.limits.bytes_out_per_s),
+            notices: shards.notices.clone(),
+            stats: Arc::default(),
+            active: Arc::new(AtomicUsize::new(0)),
+        };
+        let (clock, cores) = (Clock::start(), cores(count));
+        for (index, (inbox, listener)) in inboxes.into_iter().zip(listeners).enumerate() {
+            let stats = Arc::new(Stats::default());
+            shards.stats.push(stats.clone());
+            let core = Core::new(Setup { index, seed: seed.wrapping_add(index as u64), stats, ..setup.clone() });
+            let shard = monoio::Shard {
+                core,
+                inbox,
+                listener,
+                kind,
+                clock,
+                workers: workers.clone(),
+                shards: shards.outboxes.clone(),
+                index,
+            };
+            shards.spawn(shard, cores.get(index).copied())?;
+        }
+        tracing::info!(driver = shards.driver(), shards = count, %addr, "listening for peers");
+        Ok(shards)
+    }
+
+    fn spawn(&self, shard: monoio::Shard, core: Option<usize>) -> io::Result<()> {
+        let (started, has_started) = mpsc::channel();
+        let (ended, end) = oneshot::channel();
+        thread::Builder::new().name(format!("shoal-shard-{}", shard.index)).spawn(move || {
+            if let Some(core) = core {
+                pin(core);
+            }
+            monoio::run(shard, |result| drop(started.send(result)));
+            // Nobody may be waiting.
+            let _ = ended.send(());
+        })?;
+        has_started.recv().map_err(io::Error::other)??;
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(end);
+        Ok(())
+    }
+
+    /// The address that is listened on.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    fn driver(&self) -> &'static str {
+        match self.kind {
+            Kind::IoUring => "io_uring",
+            Kind::Epoll => "epoll",
+        }
+    }
+
+    fn home(&self, digest: &Digest) -> &Outbox {
+        &self.outboxes[home(digest, self.outboxes.len())]
+    }
+
+    pub(crate) async fn download(&self, namespace: Namespace, layout: Arc<Layout>, class: Class) -> Result<(), Error> {
+        let outbox = self.home(layout.digest());
+        ask(outbox, |reply| Command::Download { namespace, layout, class, reply }).await
+    }
+
+    /// Until the download ends; [`Error::NotFound`] where there is none.
+    pub(crate) async fn wait(&self, digest: Digest) -> Result<(), Error> {
+        ask(self.home(&digest), |reply| Command::Wait { digest, reply }).await
+    }
+
+    /// Has every shard let go of a blob; whether it was being downloaded.
+    pub(crate) async fn forget(&self, digest: Digest) -> Result<bool, Error> {
+        let mut downloading = false;
+        for outbox in self.outboxes.iter() {
+            downloading |= ask(outbox, |reply| Command::Forget { digest, reply }).await?;
+        }
+        Ok(downloading)
+    }
+
+    pub(crate) fn peers(&self, digest: Digest, peers: Vec<Peer>) {
+        if self.home(&digest).try_send(Command::Peers { digest, peers }) == Err(Refused::Full) {
+            // The next announce names them again.
+            tracing::warn!(%digest, "shard is too busy to hear of peers");
+        }
+    }
+
+    pub(crate) async fn read(&self, digest: Digest, range: Range<u64>, alive: Weak<()>) -> Result<Reading, Error> {
+        ask(self.home(&digest), |reply| Command::Read { digest, range, alive, reply }).await
+    }
+
+    pub(crate) async fn await_piece(
+        &self,
+        digest: Digest,
+        reader: ReaderId,
+        piece: u32,
+        all: bool,
+        patience: Duration,
+    ) -> Result<Option<Bytes>, Error> {
+        let command = |reply| Command::Await { digest, reader, piece, all, patience, reply };
+        ask(self.home(&digest), command).await
+    }
+
+    pub(crate) fn notices(&self) -> &Notices {
+        &self.notices
+    }
+
+    /// Tells of a blob what no shard knows.
+    pub(crate) fn notify(&self, notice: Notice) {
+        self.notices.put(notice);
+    }
+
+    pub(crate) fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = stats::metrics(&self.stats);
+        metrics.extend(["io_uring", "epoll"].map(|name| Metric {
+            name: "driver",
+            help: "The I/O driver that shards run on.",
+            label: Some(("kind", name)),
+            value: MetricValue::Gauge(i64::from(name == self.driver())),
+        }));
+        metrics
+    }
+
+    /// Whether every shard answers within `timeout`. Waits on a thread of its own, for a caller's runtime may be what is stuck.
+    pub(crate) async fn probe(&self, timeout: Duration) -> Result<(), Error> {
+        let outboxes = self.outboxes.clone();
+        let (sender, result) = oneshot::channel();
+        thread::Builder::new().name("shoal-probe".to_owned()).spawn(move || {
+            let until = Instant::now() + timeout;
+            let answers: Option<Vec<_>> = outboxes
+                .iter()
+                .map(|outbox| {
+                    let (reply, answer) = oneshot::channel();
+                    outbox.try_send(Command::Probe { reply }).ok().map(|()| answer)
+                })
+                .collect();
+            let alive = answers.is_some_and(|answers| answers.into_iter().all(|answer| answered(answer, until)));
+            // The asker may be gone.
+            let _ = sender.send(alive);
+        })?;
+        match result.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Busy("shard")),
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Stops every shard and waits until its thread has ended.
+    pub(crate) async fn stop(&self, drain: Duration) {
+        for outbox in self.outboxes.iter() {
+            // One that is gone has stopped.
+            let _ = outbox.send(Command::Stop { drain }).await;
+        }
+        let ends = std::mem::take(&mut *self.ends.lock().unwrap_or_else(PoisonError::into_inner));
+        for end in ends {
+            // Resolved with an error where the thread panicked, which ends it too.
+            let _ = end.await;
+        }
+        self.notices.close();
+    }
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        for outbox in self.outboxes.iter() {
+            // Full or gone, nothing better is to be had without waiting.
+            let _ = outbox.try_send(Command::Stop { drain: Duration::ZERO });
+        }
+        self.notices.close();
+    }
+}
+
+async fn ask<T>(outbox: &Outbox, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    let (reply, answer) = oneshot::channel();
+    outbox.send(command(reply)).await.map_err(|_| Error::Closed)?;
+    answer.await.map_err(|_| Error::Closed)?
+}
+
+/// Whether the answer comes in time.
+fn answered(mut answer: oneshot::Receiver<()>, until: Instant) -> bool {
+    const STEP: Duration = Duration::from_millis(1);
+    loop {
+        match answer.try_recv() {
+            Ok(()) => return true,
+            Err(oneshot::error::TryRecvError::Empty) if Instant::now() < until => thread::sleep(STEP),
+            Err(_) => return false,
+        }
+    }
+}
+
+fn choose(choice: DriverChoice) -> io::Result<Kind> {
+    let available = Kind::available();
+    match choice {
+        DriverChoice::Auto if available == Kind::Epoll => {
+            tracing::warn!("io_uring is refused here: epoll it is");
+            Ok(available)
+        }
+        DriverChoice::Auto => Ok(available),
+        DriverChoice::Epoll => Ok(Kind::Epoll),
+        DriverChoice::IoUring if available == Kind::IoUring => Ok(available),
+        DriverChoice::IoUring => Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is refused here")),
+    }
+}
+
+/// The cores that shards are pinned to: one each, where there is one for each and no more. With fewer shards than cores the
+/// kernel places them better, among the workers and other nodes of this machine.
+fn cores(shards: usize) -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(None) else { return Vec::new() };
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
+    if shards > 1 && cores.len() == shards { cores } else { Vec::new() }
+}
+
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    if let Err(error) = sched_setaffinity(None, &set) {
+        tracing::warn!(core, %error, "shard is not pinned to its core");
+    }
+}

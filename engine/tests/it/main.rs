@@ -1,0 +1,6 @@
+//! Whole engines on real sockets and real files.
+#![allow(missing_docs, reason = "tests")]
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "tests")]
+
+mod kit;
+mod swarm;

@@ -1,8 +1,0 @@
-//! The agent: downloads what its host asks for, tells the trackers, serves blobs.
-
-pub mod announcer;
-pub mod api;
-pub mod downloads;
-
-pub use api::Api;
-pub use downloads::Downloads;
