@@ -42,7 +42,14 @@ impl Default for MemoryConfig {
 #[derive(Debug, Default)]
 pub struct Memory {
     config: MemoryConfig,
-    objects: Mutex<BTreeMap<String, Bytes>>,
+    objects: Mutex<Objects>,
+}
+
+#[derive(Debug, Default)]
+struct Objects {
+    by_name: BTreeMap<String, Bytes>,
+    /// Bytes of all of them.
+    len: u64,
 }
 
 impl Memory {
@@ -51,14 +58,14 @@ impl Memory {
         Self { config, objects: Mutex::default() }
     }
 
-    fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
-        // A panic elsewhere cannot leave the map half changed: every change is one insert or remove.
+    fn objects(&self) -> MutexGuard<'_, Objects> {
+        // Nothing panics between the two halves of a change.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, name: &str) -> Result<Bytes, Error> {
         check(name)?;
-        self.objects().get(name).cloned().ok_or(Error::NotFound)
+        self.objects().by_name.get(name).cloned().ok_or(Error::NotFound)
     }
 
     fn full(&self) -> Error {
@@ -76,11 +83,21 @@ impl Memory {
             whole.extend_from_slice(&part);
         }
         let mut objects = self.objects();
-        let others = objects.iter().filter(|(other, _)| *other != name).map(|(_, bytes)| bytes.len() as u64);
-        if others.sum::<u64>() + whole.len() as u64 > self.config.bytes_max.get() {
+        let old = objects.by_name.get(name).map_or(0, |old| old.len() as u64);
+        let len = objects.len - old + whole.len() as u64;
+        if len > self.config.bytes_max.get() {
             return Err(self.full());
         }
-        objects.insert(name.to_owned(), whole.into());
+        objects.len = len;
+        objects.by_name.insert(name.to_owned(), whole.into());
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        check(name)?;
+        let mut objects = self.objects();
+        let old = objects.by_name.remove(name).ok_or(Error::NotFound)?;
+        objects.len -= old.len() as u64;
         Ok(())
     }
 
@@ -91,7 +108,7 @@ impl Memory {
             _ => Bound::Included(list.prefix),
         };
         let objects = self.objects();
-        let names = objects.range::<str, _>((from, Bound::Unbounded)).map(|(name, _)| name);
+        let names = objects.by_name.range::<str, _>((from, Bound::Unbounded)).map(|(name, _)| name);
         let mut names = names.take_while(|name| name.starts_with(list.prefix));
         let page = names.by_ref().take(list.limit()).cloned().collect();
         Ok(Page { names: page, more: names.next().is_some() })
@@ -126,8 +143,7 @@ impl Backend for Memory {
     }
 
     fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
-        let gone = check(name).and_then(|()| self.objects().remove(name).map(drop).ok_or(Error::NotFound));
-        ready(gone).boxed()
+        ready(self.remove(name)).boxed()
     }
 }
 
@@ -150,5 +166,7 @@ mod tests {
         assert!(matches!(store.write("a", "12345678901".into()).await, Err(Error::NoSpace(_))));
         assert_eq!(store.stat("a").await.unwrap(), 6);
         store.write("a", "1234567890".into()).await.unwrap();
+        store.delete("a").await.unwrap();
+        store.write("b", "1234567890".into()).await.unwrap();
     }
 }

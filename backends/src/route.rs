@@ -99,6 +99,11 @@ impl Route {
         Self::new(&config.namespace, config.naming.unwrap_or(naming), config.must_ready, Arc::new(retrying))
     }
 
+    /// Whether the namespace is one that this route would keep, if no earlier one did.
+    pub fn keeps(&self, namespace: &str) -> bool {
+        self.namespace.is_match(namespace)
+    }
+
     /// The store by the names of its naming: what most callers want.
     pub fn store(&self) -> &Arc<dyn Backend> {
         &self.store
@@ -141,7 +146,7 @@ impl Router {
 
     /// The first route that keeps the namespace.
     pub fn find(&self, namespace: &str) -> Option<&Route> {
-        self.routes.iter().find(|route| route.namespace.is_match(namespace))
+        self.routes.iter().find(|route| route.keeps(namespace))
     }
 
     /// All routes, in order.

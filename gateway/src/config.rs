@@ -7,6 +7,8 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
+use backends::RouteConfig;
+use peer_proto::handout;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -79,6 +81,9 @@ pub struct Raw {
     pub download: Download,
     /// What a tracker tells its nodes.
     pub tracker: Tracker,
+    /// Where origins keep blobs and indexes keep tags: the first entry whose namespace matches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<RouteConfig>,
 }
 
 impl Default for Raw {
@@ -94,6 +99,7 @@ impl Default for Raw {
             cluster: Cluster::default(),
             download: Download::default(),
             tracker: Tracker::default(),
+            backends: Vec::new(),
         }
     }
 }
@@ -256,15 +262,40 @@ impl Default for Download {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracker {
-    /// How often a node announces what it downloads.
-    pub announce_interval: Span,
-    /// Most peers in one answer for one blob.
-    pub peers_max: usize,
+    /// How often nodes announce that want more peers.
+    pub interval_wanting: Span,
+    /// How often nodes announce that download and have peers enough.
+    pub interval_leeching: Span,
+    /// How often nodes announce that only seed.
+    pub interval_seeding: Span,
+    /// Silence after which a node is forgotten.
+    pub silence_max: Span,
+    /// Downloading nodes that an origin is given to at a time, for each blob.
+    pub origin_links: usize,
+    /// Links beyond which a node is not handed out for a blob.
+    pub links_max: u16,
+    /// Announces a second; the intervals are stretched for it in a large cluster.
+    pub announces_per_s_max: u32,
+    /// Most nodes.
+    pub hosts_max: usize,
+    /// Most blobs.
+    pub blobs_max: usize,
 }
 
 impl Default for Tracker {
     fn default() -> Self {
-        Self { announce_interval: Span::secs(3), peers_max: 50 }
+        let handout = handout::Config::default();
+        Self {
+            interval_wanting: Span::of(handout.interval_wanting),
+            interval_leeching: Span::of(handout.interval_leeching),
+            interval_seeding: Span::of(handout.interval_seeding),
+            silence_max: Span::of(handout.ttl),
+            origin_links: handout.origin_links,
+            links_max: handout.links_max,
+            announces_per_s_max: handout.rate_max,
+            hosts_max: handout.hosts_max,
+            blobs_max: handout.swarms_max,
+        }
     }
 }
 
@@ -400,6 +431,7 @@ impl Raw {
             this: check.this("cluster.origins", &origins, api),
             origins,
             replicas: check.replicas(),
+            backends: check.backends(),
         };
         check.done(origin)
     }
@@ -407,18 +439,14 @@ impl Raw {
     /// Checks what a tracker needs.
     pub fn tracker(&self) -> Result<TrackerRole, Error> {
         let mut check = Check::new(self, Role::Tracker);
+        let replicas = check.replicas();
         let tracker = TrackerRole {
             common: check.common(),
             api: check.raw.listen.api.unwrap_or(ANY),
             origins: check.hosts("cluster.origins", &self.cluster.origins),
-            replicas: check.replicas(),
-            announce_interval: self.tracker.announce_interval.get(),
-            peers_max: self.tracker.peers_max,
+            replicas,
+            handout: check.handout(replicas),
         };
-        check.positive("tracker.announce_interval", self.tracker.announce_interval);
-        if !(1..=PEERS_MAX).contains(&self.tracker.peers_max) {
-            check.problem("tracker.peers_max", format!("must be 1 to {PEERS_MAX}, not {}", self.tracker.peers_max));
-        }
         check.done(tracker)
     }
 
@@ -447,6 +475,7 @@ impl Raw {
             indexes,
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas: check.replicas(),
+            backends: check.backends(),
         };
         check.done(index)
     }
@@ -521,6 +550,8 @@ pub struct Origin {
     pub origins: Vec<HostPort>,
     /// Origins that keep each blob, at most all of them.
     pub replicas: NonZeroUsize,
+    /// Where blobs are kept for good; at least one.
+    pub backends: Vec<RouteConfig>,
 }
 
 /// A checked tracker.
@@ -534,10 +565,8 @@ pub struct TrackerRole {
     pub origins: Vec<HostPort>,
     /// Origins that keep each blob, at most all of them.
     pub replicas: NonZeroUsize,
-    /// How often a node announces what it downloads.
-    pub announce_interval: Duration,
-    /// Most peers in one answer for one blob.
-    pub peers_max: usize,
+    /// Its policy; the seed is drawn at the start.
+    pub handout: handout::Config,
 }
 
 /// A checked proxy.
@@ -570,10 +599,10 @@ pub struct Index {
     pub origins: Vec<HostPort>,
     /// Origins that keep each blob, at most all of them.
     pub replicas: NonZeroUsize,
+    /// Where tags are kept for good; at least one.
+    pub backends: Vec<RouteConfig>,
 }
 
-/// Most peers a tracker may be told to hand out for one blob.
-const PEERS_MAX: usize = 200;
 /// Most services of one kind.
 const HOSTS_MAX: usize = 1024;
 /// Most threads of one kind.
@@ -691,6 +720,61 @@ impl Check {
             self.problem("cluster.replicas", "must be at least 1");
             NonZeroUsize::MIN
         })
+    }
+
+    fn handout(&mut self, replicas: NonZeroUsize) -> handout::Config {
+        let raw = self.raw.tracker.clone();
+        for (key, span) in [
+            ("tracker.interval_wanting", raw.interval_wanting),
+            ("tracker.interval_leeching", raw.interval_leeching),
+            ("tracker.interval_seeding", raw.interval_seeding),
+        ] {
+            self.positive(key, span);
+        }
+        let silence = raw.silence_max.get();
+        if silence < 2 * raw.interval_seeding.get() || silence < 2 * raw.interval_leeching.get() {
+            self.problem(
+                "tracker.silence_max",
+                "must be at least twice the intervals, or nodes are forgotten between two",
+            );
+        }
+        for (key, count) in [
+            ("tracker.origin_links", raw.origin_links),
+            ("tracker.links_max", usize::from(raw.links_max)),
+            ("tracker.announces_per_s_max", usize::try_from(raw.announces_per_s_max).unwrap_or(usize::MAX)),
+            ("tracker.hosts_max", raw.hosts_max),
+            ("tracker.blobs_max", raw.blobs_max),
+        ] {
+            if count == 0 {
+                self.problem(key, "must be at least 1");
+            }
+        }
+        handout::Config {
+            replicas: replicas.get(),
+            links_max: raw.links_max,
+            origin_links: raw.origin_links,
+            ttl: silence,
+            interval_wanting: raw.interval_wanting.get(),
+            interval_leeching: raw.interval_leeching.get(),
+            interval_seeding: raw.interval_seeding.get(),
+            rate_max: raw.announces_per_s_max,
+            hosts_max: raw.hosts_max,
+            swarms_max: raw.blobs_max,
+            ..handout::Config::default()
+        }
+    }
+
+    fn backends(&mut self) -> Vec<RouteConfig> {
+        let backends = self.raw.backends.clone();
+        if backends.is_empty() {
+            self.problem("backends", "must have at least one [[backends]] entry");
+        }
+        for backend in &backends {
+            if let Err(error) = regex::Regex::new(&backend.namespace) {
+                self.problem("backends.namespace", error.to_string());
+            }
+        }
+        backends
     }
 
     /// The node's own entry in a list: as given, or the only one that has its port and its name or address.
@@ -832,6 +916,8 @@ mod tests {
 
     #[test]
     fn an_origin_finds_itself() {
+        let store = "[[backends]]\nstore = { kind = \"memory\" }\n";
+        let raw = |text: &str| raw(&format!("{text}{store}"));
         let origins = "[cluster]\norigins = [\"10.0.0.1:15002\", \"10.0.0.2:15002\"]\n";
         let listen = "[listen]\napi = \"10.0.0.2:15002\"\n";
         assert_eq!(raw(&format!("{origins}{listen}")).origin().unwrap().this.as_str(), "10.0.0.2:15002");

@@ -4,8 +4,12 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
 pub mod admin;
+pub mod agent;
 pub mod client;
 pub mod config;
 pub mod http;
+pub mod index;
+pub mod proxy;
 pub mod registry;
 pub mod retry;
+pub mod tracker;

@@ -7,12 +7,17 @@ mod blobs;
 pub mod content;
 pub mod content_range;
 pub mod error;
+#[cfg(test)]
+pub(crate) mod harness;
+#[cfg(test)]
+mod hostile;
+mod image;
 mod lent;
 mod lists;
 pub mod manifest;
 mod manifests;
 #[cfg(test)]
-mod memory;
+pub(crate) mod memory;
 pub mod multipart;
 pub mod name;
 pub mod paging;
@@ -27,5 +32,5 @@ mod uploads;
 pub use content::{Chunk, Content, Failure, Part};
 pub use error::{Code, Error};
 pub use name::{Reference, Repository, Tag};
-pub use service::{Rules, Service};
+pub use service::{Rules, Service, class};
 pub use session::Session;

@@ -150,6 +150,11 @@ impl Span {
         Self(Duration::from_secs(secs))
     }
 
+    /// From a duration; texts are exact to the millisecond.
+    pub const fn of(duration: Duration) -> Self {
+        Self(duration)
+    }
+
     /// The duration.
     pub const fn get(self) -> Duration {
         self.0

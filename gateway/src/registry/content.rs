@@ -132,6 +132,9 @@ pub trait Content: Send + Sync + 'static {
         page: &Page,
     ) -> impl Future<Output = Result<Listing<Digest>, Failure>> + Send;
 
+    /// Begins to bring a blob nearer, because it will be asked for; returns once that has begun.
+    fn warm(&self, repository: &Repository, digest: &Digest) -> impl Future<Output = Result<(), Failure>> + Send;
+
     /// Whether what follows is possible at all.
     fn is_writable(&self) -> bool {
         false

@@ -127,15 +127,12 @@ impl<C: Content> Service<C> {
 
     /// Whether everything is here that the manifest needs; an entry for each thing that is not.
     async fn check_references(&self, repository: &Repository, manifest: &Manifest) -> Result<(), Error> {
-        let sparse = self.rules.sparse_indexes;
-        let needed: BTreeSet<String> = manifest
-            .references()
-            .filter(|one| !(one.is_elsewhere() || sparse && manifest.kind.is_index()))
-            .map(|one| one.digest.clone())
-            .collect();
+        let needed: BTreeSet<String> =
+            manifest.references().filter(|one| !one.is_elsewhere()).map(|one| one.digest.clone()).collect();
         let mut found = stream::iter(needed)
             .map(async |digest: String| {
                 let found = match digest.parse::<Digest>() {
+                    Ok(_) if self.rules.sparse => Ok(()),
                     Ok(digest) => self.content.stat(repository, &digest).await.map(drop),
                     Err(DigestError::Algorithm) => Err(Failure::Unknown),
                     Err(error) => Err(Failure::Mismatch(format!("{digest}: {error}"))),

@@ -23,7 +23,7 @@ use uuid::Uuid;
 const CHUNK_LEN: usize = 64 << 10;
 
 #[derive(Default)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     state: Mutex<State>,
     read_only: bool,
 }
@@ -38,11 +38,13 @@ struct State {
     tags: BTreeMap<(String, String), Digest>,
     referrers: BTreeSet<(String, Digest, Digest)>,
     uploads: BTreeMap<Uuid, Vec<u8>>,
+    /// Blobs that were asked to be brought nearer.
+    warmed: BTreeSet<Digest>,
 }
 
 impl Memory {
     /// As an agent's content is.
-    pub(super) fn read_only() -> Self {
+    pub(crate) fn read_only() -> Self {
         Self { read_only: true, ..Self::default() }
     }
 
@@ -50,16 +52,20 @@ impl Memory {
         self.state.lock().unwrap()
     }
 
-    pub(super) fn break_off(&self, digest: Digest) {
+    pub(crate) fn break_off(&self, digest: Digest) {
         self.state().broken.insert(digest);
     }
 
-    pub(super) fn lose(&self, digest: Digest) {
+    pub(crate) fn lose(&self, digest: Digest) {
         self.state().unreachable.insert(digest);
     }
 
-    pub(super) fn uploads(&self) -> usize {
+    pub(crate) fn uploads(&self) -> usize {
         self.state().uploads.len()
+    }
+
+    pub(crate) fn warmed(&self) -> BTreeSet<Digest> {
+        self.state().warmed.clone()
     }
 
     fn blob(&self, digest: &Digest) -> Result<Bytes, Failure> {
@@ -137,6 +143,12 @@ impl Content for Memory {
         };
         let referrers: Vec<Digest> = state.referrers.iter().filter_map(own).collect();
         Ok(page(referrers, asked.n, Digest::to_string, asked.last.as_deref()))
+    }
+
+    async fn warm(&self, _: &Repository, digest: &Digest) -> Result<(), Failure> {
+        self.blob(digest)?;
+        self.state().warmed.insert(*digest);
+        Ok(())
     }
 
     fn is_writable(&self) -> bool {

@@ -102,7 +102,7 @@ mod tests {
             ("/v2/a/blobs/uploads", Route::Uploads(name("a"))),
             ("/v2/a/blobs/uploads/", Route::Uploads(name("a"))),
             ("/v2/blobs/uploads/blobs/uploads/", Route::Uploads(name("blobs/uploads"))),
-            ("/v2/a/blobs/uploads/x@127.0.0.1:1", Route::Upload(name("a"), "x@127.0.0.1:1".into())),
+            ("/v2/a/blobs/uploads/x~127.0.0.1:1", Route::Upload(name("a"), "x~127.0.0.1:1".into())),
             ("/v2/a/blobs/uploads/manifests/1", by_tag("a/blobs/uploads", "1")),
             ("/v2/a/manifests/manifests/list", by_tag("a/manifests", "list")),
             ("/v2/lib/app/manifests/latest", by_tag("lib/app", "latest")),

@@ -29,8 +29,8 @@ pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 /// What a registry takes and what it refuses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
-    /// Take an index although some of its manifests are not here.
-    pub sparse_indexes: bool,
+    /// Take manifests although some of what they name is not here.
+    pub sparse: bool,
 }
 
 /// A registry.
@@ -136,6 +136,21 @@ impl<C: Content> http::Service for Service<C> {
     }
 }
 
+/// The endpoint that a path belongs to: what requests are counted by. From a small fixed set, whatever the path.
+pub fn class(path: &str) -> &'static str {
+    let mut parts = path.rsplit('/');
+    match (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or("")) {
+        ("", "uploads", _) | ("uploads", "blobs", _) | (_, "uploads", "blobs") => "uploads",
+        (_, "blobs", _) => "blobs",
+        (_, "manifests", _) => "manifests",
+        ("list", "tags", _) => "tags",
+        (_, "referrers", _) => "referrers",
+        ("_catalog", "v2", _) => "catalog",
+        ("", "v2", _) | ("v2", ..) => "base",
+        _ => "other",
+    }
+}
+
 /// A header's value from text of ours.
 pub(super) fn text(text: impl TryInto<HeaderValue, Error: std::fmt::Display>) -> Result<HeaderValue, Error> {
     text.try_into().map_err(|error| Error::new(Code::Unknown, format!("header: {error}")))
@@ -164,4 +179,30 @@ pub(super) fn bare(status: StatusCode, headers: impl IntoIterator<Item = (Header
     let mut response = http::status(status);
     response.headers_mut().extend(headers);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_counted_by_endpoint() {
+        for (path, expected) in [
+            ("/v2", "base"),
+            ("/v2/", "base"),
+            ("/v2/_catalog", "catalog"),
+            ("/v2/a/b/tags/list", "tags"),
+            ("/v2/a/blobs/sha256:0", "blobs"),
+            ("/v2/a/blobs/uploads", "uploads"),
+            ("/v2/a/blobs/uploads/", "uploads"),
+            ("/v2/a/blobs/uploads/x", "uploads"),
+            ("/v2/a/manifests/1", "manifests"),
+            ("/v2/a/referrers/x", "referrers"),
+            ("/", "other"),
+            ("", "other"),
+            ("/favicon.ico", "other"),
+        ] {
+            assert_eq!(class(path), expected, "{path}");
+        }
+    }
 }

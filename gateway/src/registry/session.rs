@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// Longest place, bytes: a host name and a port.
 const PLACE_LEN_MAX: usize = 300;
 
-/// An upload's name: `<uuid>@<place>`. Opaque to clients; whoever reads the place has to check that it is one of ours.
+/// An upload's name: `<uuid>~<place>`. Opaque to clients; whoever reads the place has to check that it is one of ours.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Session {
     /// What the holder of the bytes calls the upload.
@@ -21,13 +21,13 @@ pub struct Session {
 impl Session {
     /// As it stands in a path.
     pub fn segment(&self) -> String {
-        format!("{}@{}", self.id, http::encode_segment(&self.place))
+        format!("{}~{}", self.id, http::encode_segment(&self.place))
     }
 }
 
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.id, self.place)
+        write!(f, "{}~{}", self.id, self.place)
     }
 }
 
@@ -37,7 +37,7 @@ impl FromStr for Session {
     /// Reads a decoded path segment; what is none of ours is an unknown upload.
     fn from_str(s: &str) -> Result<Self, Error> {
         let unknown = || Error::new(Code::BlobUploadUnknown, "upload is unknown");
-        let (id, place) = s.split_once('@').ok_or_else(unknown)?;
+        let (id, place) = s.split_once('~').ok_or_else(unknown)?;
         let id = Uuid::try_parse(id).map_err(|_| unknown())?;
         let sound = (1..=PLACE_LEN_MAX).contains(&place.len())
             && place.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
@@ -61,12 +61,12 @@ mod tests {
         for bad in [
             "",
             "x",
-            "x@y",
+            "x~y",
             &format!("{id}"),
-            &format!("{id}@"),
-            &format!("{id}@a/b"),
-            &format!("{id}@a b"),
-            &format!("{id}@u@h"),
+            &format!("{id}~"),
+            &format!("{id}~a/b"),
+            &format!("{id}~a b"),
+            &format!("{id}~u@h"),
         ] {
             assert!(bad.parse::<Session>().is_err(), "{bad}");
         }

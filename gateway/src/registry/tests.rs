@@ -2,141 +2,34 @@
 
 use super::{
     Rules, Service,
+    harness::{Answer, NOWHERE, Server, bytes, descriptor, image},
     manifest::{self, Kind},
     manifests::digest_of,
     memory::Memory,
 };
-use crate::http::{self, Client, client};
+use crate::http;
 use bytes::Bytes;
 use futures_util::stream;
-use hyper::{HeaderMap, Method};
 use peer_proto::{Algorithm, Digest};
 use serde_json::{Value, json};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::watch,
+    net::TcpStream,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+type Registry = Server<Service<Memory>>;
 
-/// A registry that serves until it is dropped.
-struct Registry {
-    addr: SocketAddr,
-    service: Arc<Service<Memory>>,
-    client: Client,
-    _stop: watch::Sender<bool>,
+async fn start(content: Memory, rules: Rules) -> Registry {
+    Server::start(Service::new(content, rules)).await
 }
 
-/// An answer, read whole.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
+async fn registry() -> Registry {
+    start(Memory::default(), Rules::default()).await
 }
-
-impl Answer {
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    fn code(&self) -> String {
-        self.json()["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
-    }
-}
-
-impl Registry {
-    async fn start(content: Memory, rules: Rules) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let service = Service::new(content, rules);
-        let (stop, stopped) = watch::channel(false);
-        tokio::spawn(http::serve(listener, service.clone(), stopped, Duration::ZERO));
-        Self { addr, service, client: Client::default(), _stop: stop }
-    }
-
-    async fn new() -> Self {
-        Self::start(Memory::default(), Rules::default()).await
-    }
-
-    async fn try_send(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: http::Body,
-    ) -> Result<Answer, String> {
-        let uri = format!("http://{}{path}", self.addr).parse().unwrap();
-        let mut request = Client::request(method.parse::<Method>().unwrap(), uri);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let answer = self.client.send(request.body(body).unwrap(), PATIENCE).await;
-        let answer = answer.map_err(|error: client::Error| error.to_string())?;
-        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        assert_eq!(headers["docker-distribution-api-version"], "registry/2.0", "{method} {path}");
-        let body = http::read_body(answer.into_body(), 64 << 20).await.map_err(|error| error.to_string())?;
-        Ok(Answer { status, headers, body })
-    }
-
-    async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
-        self.try_send(method, path, headers, http::full(body))
-            .await
-            .unwrap_or_else(|why| panic!("{method} {path}: {why}"))
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.send("GET", path, &[], "").await
-    }
-
-    async fn push(&self, repository: &str, bytes: impl Into<Bytes>) -> Digest {
-        let bytes = bytes.into();
-        let digest = digest_of(Algorithm::Sha256, &bytes);
-        let answer = self.send("POST", &format!("/v2/{repository}/blobs/uploads/?digest={digest}"), &[], bytes).await;
-        assert_eq!(answer.status, 201, "{answer:?}");
-        digest
-    }
-
-    async fn open(&self, repository: &str) -> String {
-        let answer = self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), &[], "").await;
-        assert_eq!((answer.status, answer.header("range"), answer.header("content-length")), (202, "0-0", "0"));
-        answer.header("location").to_owned()
-    }
-
-    async fn put_manifest(&self, path: &str, body: &Value) -> Answer {
-        self.send("PUT", path, &[], serde_json::to_vec(body).unwrap()).await
-    }
-}
-
-fn bytes(len: usize) -> Bytes {
-    (0..len).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into()
-}
-
-fn descriptor(media_type: &str, digest: &Digest, size: usize) -> Value {
-    json!({"mediaType": media_type, "digest": digest.to_string(), "size": size})
-}
-
-fn image(config: &Digest, layers: &[Digest]) -> Value {
-    let layer = |digest| descriptor("application/vnd.oci.image.layer.v1.tar", digest, 1);
-    json!({
-        "schemaVersion": 2,
-        "mediaType": Kind::OciManifest.media_type(),
-        "config": descriptor("application/vnd.oci.image.config.v1+json", config, 2),
-        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
-    })
-}
-
-const NOWHERE: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
 #[tokio::test]
 async fn the_base_says_what_this_is() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     for path in ["/v2/", "/v2"] {
         let answer = registry.get(path).await;
         assert_eq!(
@@ -152,7 +45,7 @@ async fn the_base_says_what_this_is() {
 
 #[tokio::test]
 async fn blobs_are_answered_whole_and_in_ranges() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let content = bytes(2048);
     let digest = registry.push("a", content.clone()).await;
     let path = format!("/v2/a/blobs/{digest}");
@@ -211,7 +104,7 @@ async fn blobs_are_answered_whole_and_in_ranges() {
 
 #[tokio::test]
 async fn several_ranges_come_as_parts() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let content = bytes(300_000);
     let digest = registry.push("a", content.clone()).await;
     let path = format!("/v2/a/blobs/{digest}");
@@ -241,7 +134,7 @@ fn assert_parts(answer: &Answer, content: &Bytes, parts: &[std::ops::Range<usize
 
 #[tokio::test]
 async fn an_empty_blob_is_a_blob() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let digest = registry.push("a", "").await;
     let path = format!("/v2/a/blobs/{digest}");
     for (method, headers) in [("GET", &[][..]), ("HEAD", &[]), ("GET", &[("range", "bytes=0-")])] {
@@ -256,7 +149,7 @@ async fn an_empty_blob_is_a_blob() {
 
 #[tokio::test]
 async fn what_is_not_here_differs_from_what_cannot_be_known() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let lost = registry.push("a", "lost").await;
     registry.service.content().lose(lost);
     for (path, status, code) in [
@@ -276,7 +169,7 @@ async fn what_is_not_here_differs_from_what_cannot_be_known() {
 
 #[tokio::test]
 async fn a_blob_that_breaks_off_never_looks_whole() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let digest = registry.push("a", bytes(1 << 20)).await;
     registry.service.content().break_off(digest);
     let path = format!("/v2/a/blobs/{digest}");
@@ -288,7 +181,7 @@ async fn a_blob_that_breaks_off_never_looks_whole() {
 
 #[tokio::test]
 async fn uploads_take_chunks_in_order_only() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let content = bytes(30);
     let digest = digest_of(Algorithm::Sha256, &content);
     let location = registry.open("lib/app").await;
@@ -339,7 +232,7 @@ async fn uploads_take_chunks_in_order_only() {
 
 #[tokio::test]
 async fn uploads_come_in_all_shapes() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let content = bytes(100_000);
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         let digest = digest_of(algorithm, &content);
@@ -372,8 +265,8 @@ async fn uploads_come_in_all_shapes() {
 
 #[tokio::test]
 async fn wrong_uploads_have_their_codes() {
-    let registry = Registry::new().await;
-    let unknown = format!("/v2/a/blobs/uploads/{}@memory:1", uuid::Uuid::nil());
+    let registry = registry().await;
+    let unknown = format!("/v2/a/blobs/uploads/{}~memory:1", uuid::Uuid::nil());
     let location = registry.open("a").await;
     let put = |query: &str| format!("{location}{query}");
     for (method, path, body, status, code) in [
@@ -407,7 +300,7 @@ async fn wrong_uploads_have_their_codes() {
 
 #[tokio::test]
 async fn blobs_are_mounted_or_uploaded() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let digest = registry.push("a", "blob").await;
     for from in ["&from=a", ""] {
         let answer = registry.send("POST", &format!("/v2/b/blobs/uploads/?mount={digest}{from}"), &[], "").await;
@@ -421,7 +314,7 @@ async fn blobs_are_mounted_or_uploaded() {
 
 #[tokio::test]
 async fn manifests_are_kept_byte_for_byte() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let (config, layer) = (registry.push("a", "{}").await, registry.push("a", "layer").await);
     let mut body = serde_json::to_string_pretty(&image(&config, &[layer])).unwrap();
     body.push_str("\n \n");
@@ -453,7 +346,7 @@ async fn manifests_are_kept_byte_for_byte() {
 
 #[tokio::test]
 async fn manifests_are_checked() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let config = registry.push("a", "{}").await;
     let nowhere: Digest = NOWHERE.parse().unwrap();
     let good = image(&config, &[]);
@@ -496,13 +389,15 @@ async fn manifests_are_checked() {
     let answer = registry.send("PUT", "/v2/a/manifests/v1", &typed, serde_json::to_vec(&good).unwrap()).await;
     assert_eq!((answer.status, answer.code().as_str()), (400, "MANIFEST_INVALID"), "header and body disagree");
 
-    let lenient = Registry::start(Memory::default(), Rules { sparse_indexes: true }).await;
-    assert_eq!(lenient.put_manifest("/v2/a/manifests/v1", &index).await.status, 201);
+    let lenient = start(Memory::default(), Rules { sparse: true }).await;
+    for body in [index, image(&nowhere, &[other])] {
+        assert_eq!(lenient.put_manifest("/v2/a/manifests/v1", &body).await.status, 201);
+    }
 }
 
 #[tokio::test]
 async fn manifests_have_a_longest() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let config = registry.push("a", "{}").await;
     let mut body = serde_json::to_vec(&image(&config, &[])).unwrap();
     body.resize(manifest::LEN_MAX, b' ');
@@ -523,7 +418,7 @@ async fn manifests_have_a_longest() {
 
 #[tokio::test]
 async fn one_push_sets_several_tags() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let config = registry.push("a", "{}").await;
     let body = image(&config, &[]);
     let digest = digest_of(Algorithm::Sha512, &serde_json::to_vec(&body).unwrap());
@@ -544,7 +439,7 @@ async fn one_push_sets_several_tags() {
 
 #[tokio::test]
 async fn tags_are_listed_in_pages_and_deleted() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let config = registry.push("a", "{}").await;
     for tag in ["b", "a", "c", "B"] {
         assert_eq!(
@@ -589,7 +484,7 @@ async fn tags_are_listed_in_pages_and_deleted() {
 
 #[tokio::test]
 async fn referrers_are_found_by_their_subject() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let config = registry.push("a", "{}").await;
     let subject: Digest = NOWHERE.parse().unwrap();
     let empty = registry.get(&format!("/v2/a/referrers/{subject}")).await;
@@ -637,7 +532,7 @@ async fn referrers_are_found_by_their_subject() {
     // What a client without the API has listed under the fallback tag counts as well, once.
     let more = descriptor(Kind::OciManifest.media_type(), &config, 2);
     let index = json!({"schemaVersion": 2, "manifests": [expected[0], more]});
-    let lenient = Registry::start(Memory::default(), Rules { sparse_indexes: true }).await;
+    let lenient = start(Memory::default(), Rules { sparse: true }).await;
     let tag = format!("/v2/a/manifests/{}", NOWHERE.replace(':', "-"));
     assert_eq!(lenient.put_manifest(&tag, &index).await.status, 201);
     assert_eq!(lenient.get(&list).await.json()["manifests"], json!([expected[0], more]));
@@ -647,10 +542,10 @@ async fn referrers_are_found_by_their_subject() {
 
 #[tokio::test]
 async fn a_read_only_registry_refuses_writes() {
-    let registry = Registry::start(Memory::read_only(), Rules::default()).await;
+    let registry = start(Memory::read_only(), Rules::default()).await;
     for (method, path) in [
         ("POST", "/v2/a/blobs/uploads/".to_owned()),
-        ("PATCH", format!("/v2/a/blobs/uploads/{}@memory:1", uuid::Uuid::nil())),
+        ("PATCH", format!("/v2/a/blobs/uploads/{}~memory:1", uuid::Uuid::nil())),
         ("PUT", "/v2/a/manifests/v1".into()),
         ("DELETE", "/v2/a/manifests/v1".into()),
         ("DELETE", format!("/v2/a/blobs/{NOWHERE}")),
@@ -662,7 +557,7 @@ async fn a_read_only_registry_refuses_writes() {
 
 #[tokio::test]
 async fn a_client_still_sending_reads_why_it_was_refused() {
-    let registry = Registry::new().await;
+    let registry = registry().await;
     let mut socket = TcpStream::connect(registry.addr).await.unwrap();
     let len = 8 << 20;
     let head = format!("PUT /v2/a/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n");

@@ -1,0 +1,8 @@
+//! The agent: downloads what its host asks for, tells the trackers, serves blobs.
+
+pub mod announcer;
+pub mod api;
+pub mod downloads;
+
+pub use api::Api;
+pub use downloads::Downloads;

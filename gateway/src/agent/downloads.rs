@@ -1,0 +1,224 @@
+//! From a digest to its bytes: asks the tracker what the blob looks like, has the engine download it, reads it while it comes.
+
+use crate::{
+    client::{self, tracker},
+    config::DownloadWaits,
+    http::{self, Body},
+};
+use engine::handle::{Class, Handle, Reader, Stat};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use peer_proto::{Digest, Layout, Namespace};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// First wait before the trackers are asked again; doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest such wait.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Most lookups under way. Each is held by at least one client's request.
+const LOOKUPS_MAX: usize = 4096;
+
+/// Why a blob cannot be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// It is certain that nobody has it.
+    #[error("blob {0} is unknown")]
+    NotFound(Digest),
+    /// Whether anybody has it cannot be known now.
+    #[error("{0}")]
+    Unknowable(#[source] tracker::Error),
+    /// It did not come from the backend in time.
+    #[error("blob {digest} is still being fetched from the backend after {waited:?}")]
+    Pending {
+        /// The blob.
+        digest: Digest,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// Too many lookups.
+    #[error("busy: {LOOKUPS_MAX} lookups are under way")]
+    Busy,
+    /// The engine did not do it.
+    #[error("{0}")]
+    Engine(#[source] Arc<engine::Error>),
+}
+
+impl From<engine::Error> for Error {
+    fn from(error: engine::Error) -> Self {
+        match error {
+            engine::Error::NotFound(digest) => Self::NotFound(digest),
+            error => Self::Engine(Arc::new(error)),
+        }
+    }
+}
+
+type Key = (Namespace, Digest);
+type Found = BoxFuture<'static, Result<Arc<Layout>, Error>>;
+/// Lookups under way, so that a tracker is asked once for what many clients want.
+type Lookups = HashMap<Key, WeakShared<Found>>;
+
+/// Blobs on demand. Cheap to clone; clones share lookups.
+#[derive(Clone)]
+pub struct Downloads {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Handle,
+    tracker: client::Tracker,
+    waits: DownloadWaits,
+    lookups: Mutex<Lookups>,
+    asked: Family<AskedLabels, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct AskedLabels {
+    result: &'static str,
+}
+
+impl Downloads {
+    /// Blobs of this engine, looked up at these trackers.
+    pub fn new(engine: Handle, tracker: client::Tracker, waits: DownloadWaits) -> Self {
+        let inner = Inner { engine, tracker, waits, lookups: Mutex::default(), asked: Family::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Adds its figures to a role's.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Blobs asked for, by whether they were here, had to be downloaded, or cannot be had";
+        registry.register("agent_blobs_asked", help, self.inner.asked.clone());
+    }
+
+    /// The engine that the blobs are in.
+    pub fn engine(&self) -> &Handle {
+        &self.inner.engine
+    }
+
+    /// What a blob looks like, from here or from the trackers. Starts no download.
+    pub async fn layout(&self, namespace: &Namespace, digest: &Digest) -> Result<Arc<Layout>, Error> {
+        match self.inner.engine.stat(digest).await? {
+            Stat::Whole { layout } | Stat::Partial { layout, .. } => Ok(layout),
+            Stat::Absent => self.lookup(namespace, digest).await,
+        }
+    }
+
+    /// Sees to it that a blob is here or on its way; its layout. From then on it can be read.
+    pub async fn ensure(&self, namespace: &Namespace, digest: &Digest, class: Class) -> Result<Arc<Layout>, Error> {
+        let ensured = self.try_ensure(namespace, digest, class).await;
+        let result = match &ensured {
+            Ok((_, true)) => "here",
+            Ok((_, false)) => "download",
+            Err(Error::NotFound(_)) => "unknown",
+            Err(_) => "failed",
+        };
+        self.inner.asked.get_or_create(&AskedLabels { result }).inc();
+        ensured.map(|(layout, _)| layout)
+    }
+
+    async fn try_ensure(
+        &self,
+        namespace: &Namespace,
+        digest: &Digest,
+        class: Class,
+    ) -> Result<(Arc<Layout>, bool), Error> {
+        let layout = match self.inner.engine.stat(digest).await? {
+            Stat::Whole { layout } => return Ok((layout, true)),
+            Stat::Partial { layout, .. } => layout,
+            Stat::Absent => self.lookup(namespace, digest).await?,
+        };
+        self.inner.engine.download(namespace.clone(), layout.clone(), class).await?;
+        Ok((layout, false))
+    }
+
+    /// Opens a range of a blob for a client that waits; the blob is here or on its way, see [`Self::ensure`].
+    pub async fn read(&self, digest: &Digest, range: Range<u64>) -> Result<Reader, Error> {
+        let mut reader = self.inner.engine.read(digest, range).await?;
+        reader.patience(self.inner.waits.piece);
+        Ok(reader)
+    }
+
+    /// The layout from the trackers, one lookup for all who wait for the same.
+    async fn lookup(&self, namespace: &Namespace, digest: &Digest) -> Result<Arc<Layout>, Error> {
+        let key = (namespace.clone(), *digest);
+        let lookup = {
+            let mut lookups = self.lookups();
+            match lookups.get(&key).and_then(WeakShared::upgrade) {
+                Some(lookup) => lookup,
+                None => {
+                    if lookups.len() >= LOOKUPS_MAX {
+                        lookups.retain(|_, lookup| lookup.upgrade().is_some_and(|lookup| lookup.peek().is_none()));
+                    }
+                    if lookups.len() >= LOOKUPS_MAX {
+                        return Err(Error::Busy);
+                    }
+                    let lookup: Shared<Found> = self.clone().look(key.clone()).boxed().shared();
+                    lookups.extend(lookup.downgrade().map(|weak| (key.clone(), weak)));
+                    lookup
+                }
+            }
+        };
+        let found = lookup.clone().await;
+        let mut lookups = self.lookups();
+        // A later lookup of the same blob may stand there by now.
+        if lookups.get(&key).and_then(WeakShared::upgrade).is_some_and(|other| other.ptr_eq(&lookup)) {
+            lookups.remove(&key);
+        }
+        found
+    }
+
+    fn lookups(&self) -> MutexGuard<'_, Lookups> {
+        self.inner.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks until there is an answer, or the time for one is over.
+    async fn look(self, (namespace, digest): Key) -> Result<Arc<Layout>, Error> {
+        let start = Instant::now();
+        let waits = self.inner.waits;
+        let (mut pause, mut unreachable_since) = (PAUSE, None);
+        loop {
+            match self.inner.tracker.layout(&namespace, &digest).await {
+                Ok(layout) => return Ok(Arc::new(layout)),
+                Err(tracker::Error::NotFound) => return Err(Error::NotFound(digest)),
+                Err(tracker::Error::Pending) => {
+                    unreachable_since = None;
+                    if start.elapsed() >= waits.refresh {
+                        return Err(Error::Pending { digest, waited: start.elapsed() });
+                    }
+                }
+                Err(error @ tracker::Error::Refused { .. }) => return Err(Error::Unknowable(error)),
+                Err(error) => {
+                    let since: Instant = *unreachable_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= waits.unreachable || start.elapsed() >= waits.refresh.max(waits.unreachable) {
+                        return Err(Error::Unknowable(error));
+                    }
+                    tracing::debug!(%digest, %error, "nobody to ask for a layout; asking again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+/// A reader's bytes as the body of an answer. A failure in mid-way ends the connection, so that no short body looks whole.
+pub fn body(reader: Reader) -> Body {
+    http::stream(futures_util::stream::unfold(reader, |mut reader| async {
+        let bytes = reader.next().await?;
+        if let Err(error) = &bytes {
+            tracing::warn!(%error, "blob broke off while it was served");
+        }
+        Some((bytes, reader))
+    }))
+}

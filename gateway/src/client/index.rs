@@ -1,0 +1,228 @@
+//! The indexes as one service: any of them answers, the next one where one does not.
+
+use crate::{
+    config::HostPort,
+    http::{self, Client, encode_segment},
+    index::{ListAnswer, TagName},
+    registry::paging::{Listing, Page},
+};
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use peer_proto::{Digest, Namespace};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+/// Longest wait for one index's answer to a question.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for one index to check and store a tag.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest list taken, bytes.
+const LIST_LEN_MAX: usize = 64 << 20;
+/// Longest other answer taken, bytes.
+const TEXT_LEN_MAX: usize = 16 << 10;
+
+/// Why the indexes, all of them, did not do as asked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It is certain that there is no such thing.
+    #[error("no such tag")]
+    NotFound,
+    /// No index could be reached, or none could reach its backend.
+    #[error("index is unavailable: {0}")]
+    Unavailable(String),
+    /// An index said no: a tag whose content is missing, for one.
+    #[error("{index}: {message}")]
+    Refused {
+        /// Which one.
+        index: String,
+        /// How.
+        status: StatusCode,
+        /// Why.
+        message: String,
+    },
+    /// An answer that is not what the route promises.
+    #[error("{index}: bad answer: {message}")]
+    Answer {
+        /// Whose.
+        index: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// A client of all indexes of a cluster. Cheap to clone; clones share connections and know which index answered last.
+#[derive(Clone)]
+pub struct Index {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    indexes: Vec<HostPort>,
+    http: Client,
+    /// The one that answered last and is asked first.
+    first: AtomicUsize,
+}
+
+impl Index {
+    /// A client of these indexes, in order of preference.
+    pub fn new(indexes: Vec<HostPort>, http: Client) -> Self {
+        Self { inner: Arc::new(Inner { indexes, http, first: AtomicUsize::new(0) }) }
+    }
+
+    /// What a tag stands for.
+    pub async fn get(&self, tag: &TagName) -> Result<Digest, Error> {
+        let (index, body) = self.ask(Method::GET, &tag_path(tag), READ_TIMEOUT, TEXT_LEN_MAX).await?;
+        let text = std::str::from_utf8(&body).map(str::trim).unwrap_or_default();
+        text.parse().map_err(|error| odd(&index, error))
+    }
+
+    /// Whether there is such a tag.
+    pub async fn head(&self, tag: &TagName) -> Result<bool, Error> {
+        match self.ask(Method::HEAD, &tag_path(tag), READ_TIMEOUT, TEXT_LEN_MAX).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets a tag stand for a digest; afterwards that is durable and every later [`Index::get`] sees it.
+    pub async fn put(&self, tag: &TagName, digest: &Digest) -> Result<(), Error> {
+        let path = format!("{}/digest/{digest}", tag_path(tag));
+        self.ask(Method::PUT, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// Removes a tag; [`Error::NotFound`] where there is none.
+    pub async fn delete(&self, tag: &TagName) -> Result<(), Error> {
+        self.ask(Method::DELETE, &tag_path(tag), WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// A repository's tags, sorted. One that has none has an empty list.
+    pub async fn tags(&self, repository: &Namespace, page: &Page) -> Result<Listing, Error> {
+        self.page(&format!("/repositories/{}/tags", encode_segment(repository.as_str())), page).await
+    }
+
+    /// The repositories that have tags, sorted.
+    pub async fn repositories(&self, page: &Page) -> Result<Listing, Error> {
+        self.page("/repositories", page).await
+    }
+
+    /// Every `repo:tag` that begins with `prefix`, in the order of the backend's tree.
+    pub async fn list(&self, prefix: &str, page: &Page) -> Result<Listing, Error> {
+        self.page(&format!("/list/{}", encode_segment(prefix)), page).await
+    }
+
+    /// Notes that the manifest `referrer` is about `subject`.
+    pub async fn refer(&self, repository: &Namespace, subject: &Digest, referrer: &Digest) -> Result<(), Error> {
+        let path = format!("{}/{referrer}", referrers_path(repository, subject));
+        self.ask(Method::PUT, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// Takes that note back; [`Error::NotFound`] where there is none.
+    pub async fn unrefer(&self, repository: &Namespace, subject: &Digest, referrer: &Digest) -> Result<(), Error> {
+        let path = format!("{}/{referrer}", referrers_path(repository, subject));
+        self.ask(Method::DELETE, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// The manifests of a repository that are about `subject`, sorted.
+    pub async fn referrers(
+        &self,
+        repository: &Namespace,
+        subject: &Digest,
+        page: &Page,
+    ) -> Result<Listing<Digest>, Error> {
+        let Listing { items, more } = self.page(&referrers_path(repository, subject), page).await?;
+        let digests = items.iter().map(|text| text.parse().map_err(|error| odd("index", error)));
+        Ok(Listing { items: digests.collect::<Result<_, _>>()?, more })
+    }
+
+    /// Whether any index can do its work.
+    pub async fn readiness(&self) -> Result<(), Error> {
+        self.ask(Method::GET, "/readiness", READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    async fn page(&self, path: &str, page: &Page) -> Result<Listing, Error> {
+        let last = page.last.as_ref().map(|last| format!("&last={}", encode_segment(last))).unwrap_or_default();
+        let path = format!("{path}?n={}{last}", page.n);
+        let (index, body) = self.ask(Method::GET, &path, READ_TIMEOUT, LIST_LEN_MAX).await?;
+        let answer: ListAnswer = serde_json::from_slice(&body).map_err(|error| odd(&index, error))?;
+        Ok(Listing { items: answer.result, more: !answer.links.next.is_empty() })
+    }
+
+    /// Asks one after the other, beginning with the one that answered last, until one answers. Every request may be repeated:
+    /// what an index did and could not tell any more, the next does again.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        timeout: Duration,
+        len_max: usize,
+    ) -> Result<(String, Bytes), Error> {
+        let count = self.inner.indexes.len();
+        let first = self.inner.first.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for number in (0..count).map(|i| (first + i) % count) {
+            match self.ask_one(&self.inner.indexes[number], &method, path, timeout, len_max).await {
+                Err(Error::Unavailable(failure)) => failures.push(failure),
+                answer => {
+                    self.inner.first.store(number, Ordering::Relaxed);
+                    return answer.map(|body| (self.inner.indexes[number].to_string(), body));
+                }
+            }
+        }
+        let failures = if count == 0 { "none is known".to_owned() } else { failures.join("; ") };
+        // The sender of a removal that was done and not told is left in doubt, as with any other failure.
+        Err(Error::Unavailable(failures))
+    }
+
+    async fn ask_one(
+        &self,
+        index: &HostPort,
+        method: &Method,
+        path: &str,
+        timeout: Duration,
+        len_max: usize,
+    ) -> Result<Bytes, Error> {
+        let unavailable = |error: &dyn std::fmt::Display| Error::Unavailable(format!("{index}: {error}"));
+        let uri = format!("http://{index}{path}").parse().map_err(|error| odd(index.as_str(), error))?;
+        let request = Client::request(method.clone(), uri).body(http::empty());
+        let request = request.map_err(|error| odd(index.as_str(), error))?;
+        let exchange = async {
+            let answer = self.inner.http.send(request, timeout).await.map_err(|error| unavailable(&error))?;
+            let status = answer.status();
+            let body = http::read_body(answer.into_body(), len_max).await.map_err(|error| unavailable(&error))?;
+            Ok((status, body))
+        };
+        let (status, body) = match tokio::time::timeout(timeout, exchange).await {
+            Ok(exchanged) => exchanged?,
+            Err(_) => return Err(unavailable(&format_args!("no whole answer within {timeout:?}"))),
+        };
+        let message = || String::from_utf8_lossy(&body).trim().to_owned();
+        match status {
+            StatusCode::OK => Ok(body),
+            StatusCode::NOT_FOUND => Err(Error::NotFound),
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => Err(unavailable(&message())),
+            status => Err(Error::Refused { index: index.to_string(), status, message: message() }),
+        }
+    }
+}
+
+fn odd(index: &str, error: impl std::fmt::Display) -> Error {
+    Error::Answer { index: index.to_owned(), message: error.to_string() }
+}
+
+fn tag_path(tag: &TagName) -> String {
+    format!("/tags/{}", encode_segment(&tag.to_string()))
+}
+
+fn referrers_path(repository: &Namespace, subject: &Digest) -> String {
+    format!("/repositories/{}/referrers/{subject}", encode_segment(repository.as_str()))
+}

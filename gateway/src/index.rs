@@ -1,0 +1,242 @@
+//! The index: which digest a tag stands for.
+//!
+//! Tags are small objects in a storage backend, in the tree a registry keeps them in, so several indexes over one backend are
+//! one index, and none has anything to lose. Nothing is cached that could be old: a tag that was put is in the backend before
+//! it is acknowledged, and every read that begins later, at any index, sees it. Reads of the same tag at the same time share
+//! one read of the backend instead ([`reads`]).
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | `PUT /tags/{tag}/digest/{digest}` | 200; 500 where the digest or something it needs is nowhere; 503 |
+//! | `GET`, `HEAD /tags/{tag}` | 200 and the digest; 404; 503 |
+//! | `DELETE /tags/{tag}` | 200; 404 |
+//! | `GET /repositories/{repo}/tags` | 200 and a list of tags |
+//! | `GET /repositories` | 200 and a list of repositories that have tags |
+//! | `GET /list/{prefix}` | 200 and a list of `repo:tag`, in the order of the tree |
+//! | `PUT`, `DELETE /repositories/{repo}/referrers/{subject}/{digest}` | 200; 404 |
+//! | `GET /repositories/{repo}/referrers/{subject}` | 200 and a list of digests |
+//! | `GET /origin` | 200 and an origin's address |
+//!
+//! Tags are `repo:tag`; in a path they may be escaped once or twice. Lists are in pages by `n` and `last`, or by Kraken's
+//! `limit` and `offset`, where an offset is what the last answer's `links.next` says.
+
+mod dependencies;
+mod listing;
+mod name;
+mod reads;
+mod store;
+
+pub use dependencies::{Dependencies, OfOrigins, Unmet};
+pub use listing::{Links, ListAnswer};
+pub use name::{TagName, TagNameError};
+
+use crate::{
+    config::{HostPort, Span},
+    http::{self, Request, Response},
+};
+use backends::{Naming, RouteConfig, Router};
+use hyper::{Method, StatusCode, Uri};
+use listing::Window;
+use peer_proto::{Digest, Namespace};
+use serde::{Deserialize, Serialize};
+use std::{
+    borrow::Cow,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use store::Store;
+
+/// What an index is made from.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where tags are kept, by repository; the first match wins. Names are `docker_tag`'s.
+    pub backends: Vec<RouteConfig>,
+    /// Take a tag only if the origins have all it needs.
+    pub check_dependencies: bool,
+    /// Take an index although some of its manifests are not there.
+    pub sparse_indexes: bool,
+    /// How old the list of repositories may be as far as other indexes change it.
+    pub catalog_age: Span,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { backends: Vec::new(), check_dependencies: true, sparse_indexes: false, catalog_age: Span::secs(1) }
+    }
+}
+
+impl Config {
+    /// Opens the backends. Blocks on the file system.
+    pub fn router(&self) -> Result<Router, backends::Error> {
+        let router = Router::open(&self.backends, Naming::DockerTag)?;
+        match router.routes().iter().find(|route| route.naming() != Naming::DockerTag) {
+            Some(route) => Err(backends::Error::Invalid(format!("{route:?}: an index needs naming docker_tag"))),
+            None => Ok(router),
+        }
+    }
+}
+
+/// An index.
+pub struct Service {
+    store: Store,
+    dependencies: Option<Arc<dyn Dependencies>>,
+    origins: Vec<HostPort>,
+    /// Which origin is named next.
+    turn: AtomicUsize,
+}
+
+impl Service {
+    /// An index over the stores of `router`, all of naming `docker_tag` ([`Config::router`]). `origins` are those it names;
+    /// with `dependencies` it takes no tag whose content is not there.
+    pub fn new(
+        router: Router,
+        config: &Config,
+        origins: Vec<HostPort>,
+        dependencies: Option<Arc<dyn Dependencies>>,
+    ) -> Arc<Self> {
+        let store = Store::new(router, config.catalog_age.get());
+        Arc::new(Self { store, dependencies, origins, turn: AtomicUsize::new(0) })
+    }
+
+    /// Why it cannot do its work, if so: a backend that must be ready, or the origins, do not answer.
+    pub async fn readiness(&self) -> Result<(), String> {
+        self.store.ready().await.map_err(|error| format!("backend: {error}"))?;
+        match &self.dependencies {
+            Some(dependencies) => dependencies.readiness().await.map_err(|error| format!("origins: {error}")),
+            None => Ok(()),
+        }
+    }
+
+    async fn route(&self, method: &Method, uri: &Uri) -> Result<Response, http::Error> {
+        let segments = http::segments(uri.path())?;
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let read = matches!(*method, Method::GET | Method::HEAD);
+        match *segments {
+            ["tags", tag] if read => self.get(&named(tag)?).await,
+            ["tags", tag] if method == Method::DELETE => self.delete(&named(tag)?).await,
+            ["tags", tag, "digest", digest] if method == Method::PUT => {
+                self.put(&named(tag)?, &digested(digest)?).await
+            }
+            ["repositories"] if read => {
+                let window = Window::parse(uri)?;
+                let listing = self.store.repositories(&window).await?;
+                Ok(listing::answer(uri, &window, listing))
+            }
+            ["repositories", repo, "tags"] if read => {
+                let (repo, window) = (repository(repo)?, Window::parse(uri)?);
+                let listing = self.store.tags(&repo, &window).await?;
+                Ok(listing::answer(uri, &window, listing))
+            }
+            ["repositories", repo, "referrers", subject] if read => {
+                let (repo, subject, window) = (repository(repo)?, digested(subject)?, Window::parse(uri)?);
+                let listing = self.store.referrers(&repo, &subject, &window).await?;
+                Ok(listing::answer(uri, &window, listing))
+            }
+            ["repositories", repo, "referrers", subject, digest] if method == Method::PUT => {
+                self.store.refer(&repository(repo)?, &digested(subject)?, &digested(digest)?).await?;
+                Ok(done())
+            }
+            ["repositories", repo, "referrers", subject, digest] if method == Method::DELETE => {
+                self.store.unrefer(&repository(repo)?, &digested(subject)?, &digested(digest)?).await?;
+                Ok(done())
+            }
+            ["list", ..] if read => {
+                let (prefix, window) = (segments[1..].join("/"), Window::parse(uri)?);
+                let listing = self.store.list(&unescaped(&prefix)?, &window).await?;
+                Ok(listing::answer(uri, &window, listing))
+            }
+            ["origin"] if read => self.origin(),
+            ["tags", _] | ["tags", _, "digest", _] | ["repositories"] | ["list", ..] | ["origin"] => {
+                Err(not_here(method))
+            }
+            ["repositories", _, "tags"] | ["repositories", _, "referrers", _] => Err(not_here(method)),
+            ["repositories", _, "referrers", _, _] => Err(not_here(method)),
+            _ => Err(http::Error::not_found("no such route")),
+        }
+    }
+
+    async fn get(&self, tag: &TagName) -> Result<Response, http::Error> {
+        Ok(http::text(StatusCode::OK, self.store.get(tag).await?.to_string()))
+    }
+
+    async fn put(&self, tag: &TagName, digest: &Digest) -> Result<Response, http::Error> {
+        if let Some(dependencies) = &self.dependencies {
+            dependencies.check(tag.repository(), digest).await.map_err(|unmet| match unmet {
+                Unmet::Unavailable(_) => http::Error::unavailable(format!("tag {tag}: {unmet}")),
+                // 500 is Kraken's answer; its clients tell nothing else from success.
+                Unmet::Missing(_) | Unmet::Invalid(_) => http::Error::internal(format!("tag {tag}: {unmet}")),
+            })?;
+        }
+        self.store.put(tag, digest).await?;
+        Ok(done())
+    }
+
+    async fn delete(&self, tag: &TagName) -> Result<Response, http::Error> {
+        self.store.delete(tag).await?;
+        Ok(done())
+    }
+
+    fn origin(&self) -> Result<Response, http::Error> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.origins.len().max(1);
+        let origin = self.origins.get(turn).ok_or_else(|| http::Error::not_found("no origin is known"))?;
+        Ok(http::text(StatusCode::OK, origin.to_string()))
+    }
+}
+
+impl http::Service for Service {
+    async fn answer(self: Arc<Self>, request: Request) -> Response {
+        match self.route(request.method(), request.uri()).await {
+            Ok(response) => response,
+            Err(error) => {
+                if error.status.is_server_error() {
+                    tracing::warn!(method = %request.method(), path = request.uri().path(), %error, "request failed");
+                }
+                error.into()
+            }
+        }
+    }
+}
+
+/// The class of a path, for counting requests.
+pub fn class(path: &str) -> &'static str {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or("");
+    ["tags", "list", "repositories", "origin"].into_iter().find(|class| *class == first).unwrap_or("other")
+}
+
+fn done() -> Response {
+    http::status(StatusCode::OK)
+}
+
+fn not_here(method: &Method) -> http::Error {
+    http::Error::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} does nothing here"))
+}
+
+/// A segment that was escaped twice is unescaped once more: nothing we name has a `%` of its own.
+fn unescaped(segment: &str) -> Result<Cow<'_, str>, http::Error> {
+    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
+    decoded.map_err(|_| http::Error::bad_request("path is not UTF-8"))
+}
+
+fn parsed<T: FromStr<Err: ToString>>(segment: &str) -> Result<T, http::Error> {
+    unescaped(segment)?.parse().map_err(|error: T::Err| http::Error::bad_request(error.to_string()))
+}
+
+fn named(segment: &str) -> Result<TagName, http::Error> {
+    parsed(segment)
+}
+
+fn digested(segment: &str) -> Result<Digest, http::Error> {
+    parsed(segment)
+}
+
+/// A repository is what could stand before a tag.
+fn repository(segment: &str) -> Result<Namespace, http::Error> {
+    parsed(&format!("{segment}:_")).map(|tag: TagName| tag.repository().clone())
+}
+
+#[cfg(test)]
+mod tests;
