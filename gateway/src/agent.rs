@@ -3,6 +3,7 @@
 pub mod announcer;
 pub mod api;
 pub mod downloads;
+pub mod registry;
 
 pub use api::Api;
 pub use downloads::Downloads;

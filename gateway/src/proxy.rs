@@ -1,8 +1,10 @@
 //! The proxy: the registry that images are pushed to, and the ways to have them brought nearer before they are pulled.
 
 pub mod preheat;
+pub mod store;
 
 pub use preheat::{Limits, Preheat};
+pub use store::Store;
 
 use crate::{
     http::{self, Request, Response},

@@ -25,6 +25,7 @@ pub mod range;
 pub mod route;
 pub mod service;
 pub mod session;
+pub mod tags;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -32,5 +33,8 @@ mod uploads;
 pub use content::{Chunk, Content, Failure, Part};
 pub use error::{Code, Error};
 pub use name::{Reference, Repository, Tag};
+pub use paging::{Listing, Page};
+pub use range::Spec;
 pub use service::{Rules, Service, class};
 pub use session::Session;
+pub use tags::Tags;
