@@ -319,6 +319,16 @@ pub fn share(active: usize) -> u16 {
     u16::try_from((NODE_IN_FLIGHT / active.max(1)).clamp(LEAST, usize::from(WINDOW_MAX))).unwrap_or(WINDOW_MAX)
 }
 
+/// Most channels that a whole blob is served on at an agent.
+pub const SEED_CHANNELS_MAX: usize = 14;
+/// The same at an origin: with more, each piece leaves it later than it could, and the swarm starts slower.
+pub const ORIGIN_CHANNELS_MAX: usize = 12;
+
+/// Whether a node that has the whole blob should take another channel for it, having `channels`.
+pub fn admits_leecher(channels: usize, origin: bool) -> bool {
+    channels < if origin { ORIGIN_CHANNELS_MAX } else { SEED_CHANNELS_MAX }
+}
+
 /// One blob's download.
 pub struct Swarm {
     config: Config,

@@ -1,0 +1,67 @@
+use super::{
+    report::Report,
+    scenario::{Scenario, Sizes},
+    world::{Outcome, Plan, Tuning, World},
+};
+use clap::ValueEnum as _;
+
+fn run_plan(scenario: Scenario, hosts: u32, blob_mb: u64, seed: u64) -> (Plan, Outcome, Report) {
+    let blobs = (scenario == Scenario::PeakHour).then_some(6);
+    let sizes = Sizes { hosts: Some(hosts), blob: Some(blob_mb * 1_000_000), blobs, ..Sizes::default() };
+    let plan = scenario.plan(sizes, seed, 500_000, 500_000, Tuning::default());
+    let outcome = World::new(plan.clone()).unwrap().run();
+    let report = Report::new(scenario, &plan, &outcome);
+    (plan, outcome, report)
+}
+
+#[test]
+fn every_scenario_ends_without_a_wrong_piece() {
+    for scenario in Scenario::value_variants() {
+        let (_, outcome, report) = run_plan(*scenario, 30, 60, 1);
+        let replay = format!("sim {} --hosts 30 --blob 60MB --seed 1", scenario.name());
+        assert_eq!((report.unfinished, report.wrong_pieces_accepted), (0, 0), "{replay}");
+        assert!(outcome.origin_bytes.iter().all(|bytes| *bytes > 0), "{replay}");
+    }
+}
+
+#[test]
+fn one_seed_one_result() {
+    for scenario in [Scenario::Churn, Scenario::Zones, Scenario::PeakHour] {
+        let (.., first) = run_plan(scenario, 30, 60, 7);
+        let (.., again) = run_plan(scenario, 30, 60, 7);
+        let (.., other) = run_plan(scenario, 30, 60, 8);
+        assert_eq!((first.json(), first.events), (again.json(), again.events));
+        assert_ne!(first.events, other.events);
+    }
+}
+
+#[test]
+fn a_swarm_comes_close_to_the_link_rate() {
+    let (.., report) = run_plan(Scenario::KrakenPaper, 60, 300, 1);
+    let spread = report.multiples.unwrap();
+    assert!(spread.p50 < 1.06 && spread.max < 1.25, "seed 1: {spread:?}");
+}
+
+#[test]
+fn outputs_hold_every_sample() {
+    let (plan, outcome, report) = run_plan(Scenario::Streaming, 20, 60, 3);
+    assert_eq!(super::report::csv(&outcome).lines().count(), 1 + plan.pulls.len());
+    let json = report.json();
+    for field in ["\"multiples\":{\"p50\":", "\"reader\":{\"p50\":", "\"unfinished\":0", "\"wrong_pieces_accepted\":0"]
+    {
+        assert!(json.contains(field), "{json}");
+    }
+    assert!(super::report::svg(&report, &outcome).ends_with("</svg>\n"));
+}
+
+#[test]
+fn sizes_and_rates_have_units() {
+    assert_eq!(super::size("1500MB"), Ok(1_500_000_000));
+    assert_eq!(super::size("4MiB"), Ok(4 << 20));
+    assert_eq!(super::rate("300MB/s"), Ok(300_000_000));
+    assert_eq!(super::rate("1Gbit"), Ok(125_000_000));
+    for bad in ["", "MB", "5 parsecs", "-1MB"] {
+        assert!(super::size(bad).is_err(), "{bad}");
+    }
+    assert!(super::rate("5MB").is_err());
+}
