@@ -1,7 +1,9 @@
 //! Shoal's harness: saturation, real swarms with shaped links, simulated swarms.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
+mod saturate;
 mod sim;
 
 use clap::Parser as _;
@@ -19,11 +21,17 @@ struct Cli {
 enum Command {
     /// Simulate a swarm in virtual time.
     Sim(sim::Args),
+    /// Drive one node to its limit, beside the raw limits for the same bytes.
+    Saturate(saturate::Args),
+    #[command(hide = true)]
+    Role(saturate::RoleArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Sim(args) => sim::run(&args),
+        Command::Saturate(args) => saturate::run(&args),
+        Command::Role(args) => saturate::role(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,153 @@
+//! Shoal's ends: an engine that seeds a file, an engine that pulls it.
+
+use super::child;
+use anyhow::{Context, Result, ensure};
+use engine::{
+    Handle,
+    handle::{Class, Config, DriverChoice, Limits, Peer, Proof},
+};
+use peer_proto::{Algorithm, Layout, LayoutBuilder, PeerId};
+use std::{
+    fs,
+    io::Read,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::runtime::{Builder, Runtime};
+
+/// Longest stop of an engine.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Bytes handed to an upload at once.
+const CHUNK: usize = 1 << 20;
+
+/// What one engine of a measurement is set to.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Node {
+    /// Where the engine keeps its blobs.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Shards of the engine.
+    #[arg(long, default_value = "1")]
+    shards: NonZeroUsize,
+    /// Worker threads of the engine.
+    #[arg(long, default_value = "2")]
+    workers: NonZeroUsize,
+    /// io-uring, epoll, or auto.
+    #[arg(long, default_value = "auto", value_parser = driver)]
+    driver: DriverChoice,
+    /// Prove pieces by CRC-32 only.
+    #[arg(long)]
+    proof_crc: bool,
+}
+
+fn driver(text: &str) -> Result<DriverChoice, String> {
+    match text {
+        "auto" => Ok(DriverChoice::Auto),
+        "io-uring" => Ok(DriverChoice::IoUring),
+        "epoll" => Ok(DriverChoice::Epoll),
+        _ => Err("one of auto, io-uring, epoll".to_owned()),
+    }
+}
+
+impl Node {
+    fn start(&self, origin: bool) -> Result<(Runtime, Handle)> {
+        let handle = engine::start(Config {
+            data_dir: self.data_dir.clone(),
+            listen: "127.0.0.1:0".parse()?,
+            advertise: None,
+            id: None,
+            origin,
+            shards: self.shards,
+            workers: self.workers,
+            driver: self.driver,
+            quota: None,
+            proof: if self.proof_crc { Proof::Crc } else { Proof::Full },
+            mmap: true,
+            limits: Limits::default(),
+        })?;
+        Ok((Builder::new_current_thread().enable_time().build()?, handle))
+    }
+}
+
+/// Takes a file in and seeds it; ready with `ADDR ID LAYOUT-FILE`.
+pub(crate) fn seed(node: &Node, file: &Path) -> Result<()> {
+    let (runtime, handle) = node.start(true)?;
+    let layout = runtime.block_on(take_in(&handle, file))?;
+    let beside = node.data_dir.with_extension("layout");
+    fs::write(&beside, layout.encode())?;
+    let sent = || metric(&handle, "peer_piece_bytes_sent_total");
+    child::answer(&format!("{} {} {}", handle.peer_addr(), handle.id(), beside.display()), || Ok(0), sent)?;
+    runtime.block_on(handle.shutdown(DRAIN));
+    Ok(())
+}
+
+async fn take_in(handle: &Handle, file: &Path) -> Result<Arc<Layout>> {
+    let mut file = fs::File::open(file)?;
+    let len = file.metadata()?.len();
+    let mut hash = LayoutBuilder::new(Algorithm::Sha256);
+    let mut upload = handle.upload(Algorithm::Sha256, Some(len)).await?;
+    let mut at = 0;
+    while at < len {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let got = file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
+        ensure!(got > 0, "file shrank");
+        hash.update(&chunk)?;
+        upload.write(at, chunk.into()).await?;
+        at += got as u64;
+    }
+    Ok(upload.commit(hash.finish().digest()).await?)
+}
+
+/// Pulls the blob of a layout from one peer, each `run` once; reads it like a client that discards it.
+pub(crate) fn leech(node: &Node, layout: &Path, peer: SocketAddr, id: PeerId) -> Result<()> {
+    let layout = Arc::new(Layout::decode(&fs::read(layout)?)?);
+    let (runtime, handle) = node.start(false)?;
+    let namespace: peer_proto::Namespace = "bench".parse()?;
+    let run = || {
+        runtime.block_on(async {
+            handle.download(namespace.clone(), layout.clone(), Class::Foreground).await?;
+            handle.peers(layout.digest(), vec![Peer { id, addr: peer, origin: true }]);
+            let mut reader = handle.read(layout.digest(), 0..layout.length()).await?;
+            let mut got = 0;
+            while let Some(bytes) = reader.next().await {
+                got += bytes?.len() as u64;
+            }
+            ensure!(got == layout.length(), "read {got} bytes of {}", layout.length());
+            Ok(got)
+        })
+    };
+    child::answer("", run, || 0)?;
+    runtime.block_on(handle.shutdown(DRAIN));
+    Ok(())
+}
+
+fn metric(handle: &Handle, name: &str) -> u64 {
+    let figures = handle.metrics().into_iter().filter(|metric| metric.name == name);
+    let values = figures.map(|metric| match metric.value {
+        engine::handle::MetricValue::Counter(value) => value,
+        engine::handle::MetricValue::Gauge(value) => u64::try_from(value).unwrap_or(0),
+    });
+    values.sum()
+}
+
+/// What a seeder said when it was ready.
+pub(crate) struct Seeder {
+    /// Where it listens.
+    pub(crate) addr: String,
+    /// Its name.
+    pub(crate) id: String,
+    /// The layout's file.
+    pub(crate) layout: String,
+}
+
+impl Seeder {
+    /// Reads the ready line.
+    pub(crate) fn parse(ready: &str) -> Result<Self> {
+        let mut words = ready.split(' ').map(ToOwned::to_owned);
+        let mut word = || words.next().with_context(|| format!("a seeder said {ready:?}"));
+        Ok(Self { addr: word()?, id: word()?, layout: word()? })
+    }
+}
