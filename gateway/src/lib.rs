@@ -9,6 +9,7 @@ pub mod client;
 pub mod config;
 pub mod http;
 pub mod index;
+pub mod origin;
 pub mod proxy;
 pub mod registry;
 pub mod retry;

@@ -179,9 +179,9 @@ impl Cluster {
     pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut probes = JoinSet::new();
         loop {
-            self.report(Event::Tick);
             let (due, deadline) = {
                 let mut state = self.state();
+                self.apply(&mut state, Event::Tick);
                 (std::mem::take(&mut state.probes), state.health.deadline())
             };
             for member in due {

@@ -4,6 +4,7 @@ use super::transfer::Progress;
 use crate::{
     config::HostPort,
     http::{self, Body, Client, client, encode_segment},
+    registry::range::Spec,
 };
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -274,14 +275,11 @@ impl Origin {
         &self,
         namespace: &Namespace,
         digest: &Digest,
-        range: Option<Range<u64>>,
+        range: Option<Spec>,
         reach: Reach,
     ) -> Result<Opened, Error> {
         let path = format!("{}{}", blob_path(namespace, digest), reach.query());
-        let asked = range.map(|range| match range.end {
-            u64::MAX => format!("bytes={}-", range.start),
-            end => format!("bytes={}-{}", range.start, end.saturating_sub(1)),
-        });
+        let asked = range.map(Spec::header);
         let headers: Vec<_> = asked.as_deref().map(|value| (header::RANGE, value)).into_iter().collect();
         let answer = self.look(Method::GET, &path, &headers, LOOKUP_TIMEOUT).await?;
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -343,12 +341,13 @@ impl Origin {
         self.json(answer.map_err(upload_unknown)?).await
     }
 
-    /// Adds bytes to an upload, at `offset`, as `body` brings them; `length` of them where that is known. The size it then has.
+    /// Adds bytes to an upload, at `offset` or where it ends, as `body` brings them; `length` of them where that is known. The
+    /// size it then has.
     pub async fn append(
         &self,
         namespace: &Namespace,
         id: &str,
-        offset: u64,
+        offset: Option<u64>,
         length: Option<u64>,
         body: Body,
     ) -> Result<u64, Error> {
@@ -401,7 +400,7 @@ impl Origin {
     /// Sends a transfer's bytes.
     pub async fn transfer(&self, digest: &Digest, id: &str, size: u64, body: Body) -> Result<(), Error> {
         let path = format!("/internal/blobs/{digest}/uploads/{id}");
-        conflict_is_done(self.send_bytes(&path, 0, Some(size), body).await)
+        conflict_is_done(self.send_bytes(&path, Some(0), Some(size), body).await)
     }
 
     /// Closes a transfer. With a namespace, the receiver writes the blob back after `delay`, should nobody else have done it.
@@ -421,10 +420,12 @@ impl Origin {
         conflict_is_done(self.call(Method::PUT, &path, &[], body, COMMIT_TIMEOUT).await)
     }
 
-    async fn send_bytes(&self, path: &str, offset: u64, length: Option<u64>, body: Body) -> Answer {
-        let end = length.map(|length| (offset + length).to_string()).unwrap_or_default();
-        let range = format!("{offset}-{end}");
-        let mut headers = vec![(header::CONTENT_RANGE, range.as_str())];
+    async fn send_bytes(&self, path: &str, offset: Option<u64>, length: Option<u64>, body: Body) -> Answer {
+        let range = offset.map(|offset| {
+            let end = length.map(|length| offset.saturating_add(length).to_string()).unwrap_or_default();
+            format!("{offset}-{end}")
+        });
+        let mut headers: Vec<_> = range.as_deref().map(|range| (header::CONTENT_RANGE, range)).into_iter().collect();
         let length = length.map(|length| length.to_string());
         headers.extend(length.as_deref().map(|length| (header::CONTENT_LENGTH, length)));
         let progress = Progress::default();

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::HostPort,
     http::{self, Body, Client},
+    registry::range::Spec,
 };
 use bytes::Bytes;
 use peer_proto::{Algorithm, Digest, Layout, Namespace, chain};
@@ -117,21 +118,18 @@ impl Origins {
         self.each(self.cluster().candidates(digest), self.inner.patience, ask).await
     }
 
-    /// Opens a blob, or a range of it, which is cut at the blob's end; `u64::MAX` stands for that end. Waits at most `wait`
-    /// while it is on its way from the backend, then [`Error::Pending`].
+    /// Opens a blob, or a range of it, which is cut at the blob's end. Waits at most `wait` while the blob is on its way from the
+    /// backend, then [`Error::Pending`].
     pub async fn open(
         &self,
         namespace: &Namespace,
         digest: &Digest,
-        range: Option<Range<u64>>,
+        range: Option<Spec>,
         wait: Duration,
     ) -> Result<Blob, Error> {
         let until = Instant::now() + wait;
         loop {
-            let ask = |origin: Origin| {
-                let range = range.clone();
-                async move { origin.get(namespace, digest, range, Reach::Everywhere).await }
-            };
+            let ask = |origin: Origin| async move { origin.get(namespace, digest, range, Reach::Everywhere).await };
             match self.each_from(self.cluster().candidates(digest), self.inner.patience, ask).await {
                 Ok((from, opened)) => {
                     return Ok(Blob::new(self.clone(), namespace.clone(), *digest, from, opened));
@@ -253,13 +251,13 @@ impl Origins {
         Ok(Session { id: id.to_owned(), addr: self.cluster().origin(member).addr().clone() })
     }
 
-    /// Adds bytes to an upload at `offset`, which must be where it ends; `length` of them where that is known. Tells the size it
-    /// then has. Whatever breaks off, what arrived is kept, and [`Self::status`] tells how much that is.
+    /// Adds bytes to an upload where it ends, which must be at `offset` where that is given; `length` of them where that is
+    /// known. Tells the size it then has. Whatever breaks off, what arrived is kept, and [`Self::status`] tells how much that is.
     pub async fn append(
         &self,
         namespace: &Namespace,
         session: &Session,
-        offset: u64,
+        offset: Option<u64>,
         length: Option<u64>,
         body: Body,
     ) -> Result<u64, Error> {
@@ -296,7 +294,7 @@ impl Origins {
             async move {
                 let length = bytes.len() as u64;
                 let id = origin.start(namespace, digest.algorithm(), Some(length)).await?.id;
-                origin.append(namespace, &id, 0, Some(length), http::full(bytes)).await?;
+                origin.append(namespace, &id, Some(0), Some(length), http::full(bytes)).await?;
                 origin.commit(namespace, &id, digest).await
             }
         };
@@ -328,10 +326,8 @@ impl Origins {
         let mut candidates = self.cluster().candidates(digest);
         // The one that broke off comes last, however healthy it looks.
         candidates.sort_by_key(|member| *member == broken);
-        let ask = |origin: Origin| {
-            let rest = Some(rest.clone());
-            async move { origin.get(namespace, digest, rest, Reach::Everywhere).await }
-        };
+        let rest = Some(Spec::Between(rest.start, rest.end.saturating_sub(1)));
+        let ask = |origin: Origin| async move { origin.get(namespace, digest, rest, Reach::Everywhere).await };
         self.each_from(candidates, self.inner.patience, ask).await
     }
 
@@ -339,7 +335,8 @@ impl Origins {
         self.cluster().origin(member).addr().to_string()
     }
 
-    fn cluster(&self) -> &Cluster {
+    /// The origins and their health, as this client knows it.
+    pub fn cluster(&self) -> &Cluster {
         &self.inner.cluster
     }
 

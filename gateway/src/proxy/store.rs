@@ -35,16 +35,7 @@ impl Content for Store {
         self.origins.stat(repository.namespace(), digest).await.map_err(failure)
     }
 
-    async fn read(&self, repository: &Repository, digest: &Digest, spec: Option<Spec>) -> Result<Part, Failure> {
-        let range = match spec {
-            None => None,
-            Some(Spec::From(first)) => Some(first..u64::MAX),
-            Some(Spec::Between(first, last)) if first <= last => Some(first..last.saturating_add(1)),
-            Some(spec) => {
-                let total = self.stat(repository, digest).await?;
-                Some(spec.resolve(total).ok_or(Failure::Range(total))?)
-            }
-        };
+    async fn read(&self, repository: &Repository, digest: &Digest, range: Option<Spec>) -> Result<Part, Failure> {
         let blob = self.origins.open(repository.namespace(), digest, range, self.wait).await.map_err(failure)?;
         Ok(Part { total: blob.total(), range: blob.range(), bytes: blob.into_body() })
     }
@@ -94,19 +85,10 @@ impl Content for Store {
 
     async fn append(&self, repository: &Repository, session: &Session, chunk: Chunk) -> Result<u64, Failure> {
         let Chunk { at, length, bytes } = chunk;
-        let at = match at {
-            Some(at) if length != Some(0) => at,
-            at => {
-                let expected = self.received(repository, session).await?;
-                if at.is_some_and(|at| at != expected) {
-                    return Err(Failure::Offset { expected });
-                }
-                if length == Some(0) {
-                    return Ok(expected);
-                }
-                expected
-            }
-        };
+        if length == Some(0) {
+            let expected = self.received(repository, session).await?;
+            return if at.is_some_and(|at| at != expected) { Err(Failure::Offset { expected }) } else { Ok(expected) };
+        }
         let session = self.session(session)?;
         self.origins.append(repository.namespace(), &session, at, length, bytes).await.map_err(failure)
     }
