@@ -7,6 +7,7 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
+use crate::{index, origin, retry};
 use backends::RouteConfig;
 use peer_proto::handout;
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,12 @@ pub struct Raw {
     pub download: Download,
     /// What a tracker tells its nodes.
     pub tracker: Tracker,
+    /// What an origin does in the background.
+    pub origin: origin::Config,
+    /// What an index takes.
+    pub index: Index,
+    /// How an origin's background work is tried again.
+    pub retry: retry::Config,
     /// Where origins keep blobs and indexes keep tags: the first entry whose namespace matches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<RouteConfig>,
@@ -99,6 +106,9 @@ impl Default for Raw {
             cluster: Cluster::default(),
             download: Download::default(),
             tracker: Tracker::default(),
+            origin: origin::Config::default(),
+            index: Index::default(),
+            retry: retry::Config::default(),
             backends: Vec::new(),
         }
     }
@@ -229,7 +239,7 @@ pub struct Cluster {
     pub indexes: Vec<HostPort>,
     /// Origins that keep each blob.
     pub replicas: usize,
-    /// This node's own entry in `origins` or `indexes`; the entry of the host's name and port unless given.
+    /// An origin's own entry in `origins`; the entry of the host's name and port unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub this: Option<HostPort>,
 }
@@ -296,6 +306,25 @@ impl Default for Tracker {
             hosts_max: handout.hosts_max,
             blobs_max: handout.swarms_max,
         }
+    }
+}
+
+/// `[index]`: for indexes, and proxies where said.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Index {
+    /// Take a tag only if the origins have all it needs.
+    pub check_dependencies: bool,
+    /// Take an image index although some of its manifests are not there; proxies as well.
+    pub sparse_indexes: bool,
+    /// How old the list of repositories may be as far as other indexes change it.
+    pub catalog_age: Span,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        let index::Config { check_dependencies, sparse_indexes, catalog_age, .. } = index::Config::default();
+        Self { check_dependencies, sparse_indexes, catalog_age }
     }
 }
 
@@ -428,10 +457,12 @@ impl Raw {
             api,
             engine: check.engine(true),
             zone: self.peer.zone.clone(),
-            this: check.this("cluster.origins", &origins, api),
+            this: check.this(&origins, api),
             origins,
             replicas: check.replicas(),
             backends: check.backends(),
+            origin: self.origin.clone(),
+            retry: self.retry.clone(),
         };
         check.done(origin)
     }
@@ -459,23 +490,22 @@ impl Raw {
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas: check.replicas(),
             indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
+            sparse_indexes: self.index.sparse_indexes,
         };
         check.done(proxy)
     }
 
     /// Checks what an index needs.
-    pub fn index(&self) -> Result<Index, Error> {
+    pub fn index(&self) -> Result<IndexRole, Error> {
         let mut check = Check::new(self, Role::Index);
-        let api = check.raw.listen.api.unwrap_or(ANY);
-        let indexes = check.hosts("cluster.indexes", &self.cluster.indexes);
-        let index = Index {
+        let Index { check_dependencies, sparse_indexes, catalog_age } = self.index;
+        let backends = check.backends();
+        let index = IndexRole {
             common: check.common(),
-            api,
-            this: check.this("cluster.indexes", &indexes, api),
-            indexes,
+            api: check.raw.listen.api.unwrap_or(ANY),
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas: check.replicas(),
-            backends: check.backends(),
+            index: index::Config { backends, check_dependencies, sparse_indexes, catalog_age },
         };
         check.done(index)
     }
@@ -552,6 +582,10 @@ pub struct Origin {
     pub replicas: NonZeroUsize,
     /// Where blobs are kept for good; at least one.
     pub backends: Vec<RouteConfig>,
+    /// What it does in the background.
+    pub origin: origin::Config,
+    /// How that is tried again.
+    pub retry: retry::Config,
 }
 
 /// A checked tracker.
@@ -582,25 +616,23 @@ pub struct Proxy {
     pub replicas: NonZeroUsize,
     /// At least one.
     pub indexes: Vec<HostPort>,
+    /// Take an image index although some of its manifests are not there.
+    pub sparse_indexes: bool,
 }
 
 /// A checked index.
 #[derive(Clone, Debug)]
-pub struct Index {
+pub struct IndexRole {
     /// What every role has.
     pub common: Common,
     /// Where it listens.
     pub api: SocketAddr,
-    /// Its own entry among `indexes`.
-    pub this: HostPort,
-    /// All indexes, itself included.
-    pub indexes: Vec<HostPort>,
     /// At least one.
     pub origins: Vec<HostPort>,
     /// Origins that keep each blob, at most all of them.
     pub replicas: NonZeroUsize,
-    /// Where tags are kept for good; at least one.
-    pub backends: Vec<RouteConfig>,
+    /// What it takes, and where it keeps tags.
+    pub index: index::Config,
 }
 
 /// Most services of one kind.
@@ -777,15 +809,15 @@ impl Check {
         backends
     }
 
-    /// The node's own entry in a list: as given, or the only one that has its port and its name or address.
-    fn this(&mut self, list: &'static str, hosts: &[HostPort], listen: SocketAddr) -> HostPort {
+    /// The origin's own entry among all: as given, or the one that has its port and its name or address.
+    fn this(&mut self, hosts: &[HostPort], listen: SocketAddr) -> HostPort {
         let anything = || HostPort::from(listen);
         if hosts.is_empty() {
             return anything();
         }
         if let Some(this) = self.raw.cluster.this.clone() {
             if !hosts.contains(&this) {
-                self.problem("cluster.this", format!("{this} is not in {list}"));
+                self.problem("cluster.this", format!("{this} is not in cluster.origins"));
             }
             return this;
         }
@@ -804,7 +836,7 @@ impl Check {
             None => {
                 self.problem(
                     "cluster.this",
-                    format!("must say which entry of {list} this node is: neither {listen} nor {name:?} is in it"),
+                    format!("must say which entry of cluster.origins this is: neither {listen} nor {name:?} is in it"),
                 );
                 anything()
             }

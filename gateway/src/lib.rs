@@ -5,10 +5,12 @@
 
 pub mod admin;
 pub mod agent;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod http;
 pub mod index;
+pub mod node;
 pub mod origin;
 pub mod proxy;
 pub mod registry;

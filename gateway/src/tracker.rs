@@ -279,6 +279,16 @@ impl Service for Tracker {
     }
 }
 
+/// The endpoint that a path belongs to: what requests are counted by.
+pub fn class(path: &str) -> &'static str {
+    match path.rsplit('/').next() {
+        _ if path.starts_with("/announce") => "announce",
+        Some("layout") => "layout",
+        Some("metainfo") => "metainfo",
+        _ => "other",
+    }
+}
+
 /// How much the tracker knows, told when asked.
 struct SizeOf(Arc<Tracker>);
 

@@ -103,8 +103,7 @@ struct RouteLabels {
 
 impl Default for Http {
     fn default() -> Self {
-        // 1 ms to about 2 minutes, each bucket three times the one before.
-        let seconds = || Histogram::new((0..11).map(|power| 0.001 * 3f64.powi(power)));
+        let seconds = || Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]);
         Self {
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds as fn() -> Histogram),

@@ -2,7 +2,9 @@
 
 use super::downloads::{self, Downloads, body};
 use crate::{
+    client::index::{self, Index},
     http::{self, Error, Request, Response, Service, segments},
+    index::TagName,
     registry::range,
 };
 use engine::handle::Class;
@@ -19,12 +21,13 @@ const BODY_MAX: usize = 64 << 10;
 /// An agent's blob API.
 pub struct Api {
     downloads: Downloads,
+    index: Index,
 }
 
 impl Api {
-    /// The API over these downloads.
-    pub fn new(downloads: Downloads) -> Arc<Self> {
-        Arc::new(Self { downloads })
+    /// The API over these downloads, with the tags of this index.
+    pub fn new(downloads: Downloads, index: Index) -> Arc<Self> {
+        Arc::new(Self { downloads, index })
     }
 
     async fn route(&self, request: Request) -> Result<Response, Error> {
@@ -37,6 +40,7 @@ impl Api {
             (&Method::HEAD, ["namespace", namespace, "blobs", digest]) => {
                 self.head(&parse_namespace(namespace)?, &parse_digest(digest)?).await
             }
+            (&Method::GET, ["tags", tag]) => self.tag(tag).await,
             (&Method::DELETE, ["blobs", digest]) => {
                 let digest = parse_digest(digest)?;
                 self.downloads.engine().evict(&digest).await.map_err(downloads::Error::from)?;
@@ -45,10 +49,24 @@ impl Api {
             // Kraken's list of peers that connections to failed lately. Ours are retried with pauses and listed nowhere.
             (&Method::GET, ["x", "blacklist"]) => Ok(http::json(StatusCode::OK, &None::<()>)),
             (&Method::PATCH, ["x", "config", "scheduler"]) => scheduler(request).await,
-            (_, ["namespace", _, "blobs", _] | ["blobs", _] | ["x", "blacklist"] | ["x", "config", "scheduler"]) => {
-                Err(Error::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not supported here")))
-            }
+            (
+                _,
+                ["namespace", _, "blobs", _]
+                | ["tags" | "blobs", _]
+                | ["x", "blacklist"]
+                | ["x", "config", "scheduler"],
+            ) => Err(Error::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not supported here"))),
             _ => Err(Error::not_found("no such path")),
+        }
+    }
+
+    /// What a tag stands for: the digest alone, as the index answers.
+    async fn tag(&self, tag: &str) -> Result<Response, Error> {
+        let tag: TagName = twice(tag)?.parse().map_err(|error| Error::bad_request(format!("{error}")))?;
+        match self.index.get(&tag).await {
+            Ok(digest) => Ok(http::text(StatusCode::OK, digest.to_string())),
+            Err(index::Error::NotFound) => Ok(http::status(StatusCode::NOT_FOUND)),
+            Err(error) => Err(Error::internal(error.to_string())),
         }
     }
 
@@ -121,8 +139,18 @@ async fn scheduler(request: Request) -> Result<Response, Error> {
     Err(Error::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
+/// The endpoint that a path belongs to: what requests are counted by.
+pub fn class(path: &str) -> &'static str {
+    match path.split('/').nth(1) {
+        Some("namespace") => "blob",
+        Some("tags") => "tag",
+        Some("blobs") => "delete",
+        _ => "other",
+    }
+}
+
 /// A namespace as a path segment. Kraken's own clients may escape it twice.
-pub(super) fn parse_namespace(text: &str) -> Result<Namespace, Error> {
+fn parse_namespace(text: &str) -> Result<Namespace, Error> {
     let text = twice(text)?;
     text.parse().map_err(|error| Error::bad_request(format!("namespace {text:?}: {error}")))
 }
