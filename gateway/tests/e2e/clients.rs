@@ -140,8 +140,8 @@ fn three_agents_at_once_cost_the_origins_about_one_copy() -> Result<()> {
     push(&image, &format!("{}/lib/big:1", dev.proxy()))?;
     let sent = || -> Result<f64> {
         let both = [
-            metric(&dev.origin(0), "shoal_peer_piece_bytes_sent_total")?,
-            metric(&dev.origin(1), "shoal_peer_piece_bytes_sent_total")?,
+            metric(&dev.origin(0), "shoal_peer_sent_bytes_total")?,
+            metric(&dev.origin(1), "shoal_peer_sent_bytes_total")?,
         ];
         Ok(both.iter().sum())
     };

@@ -183,7 +183,7 @@ impl Cluster {
         let cluster = format!(
             "[cluster]\norigins = {origins:?}\ntrackers = [{tracker:?}]\nindexes = [{index:?}]\nreplicas = 2\n"
         );
-        let backends = format!("[[backends]]\nnamespace = \".*\"\nkind = \"fs\"\nroot = {root:?}\n");
+        let backends = format!("[[backends]]\nstore = {{ kind = \"fs\", root = {root:?} }}\n");
         let member = |role, name: &str, addr: &str, api: &str| Member {
             role,
             name: name.to_owned(),

@@ -30,7 +30,7 @@ fn pull(api: &str, digest: &peer_proto::Digest, into: &Path) -> Result<Child> {
 
 /// Pieces an agent has proven so far.
 fn progress(addr: &str) -> f64 {
-    metric(addr, "shoal_peer_piece_bytes_received_total").unwrap_or(0.0)
+    metric(addr, "shoal_peer_received_bytes_total").unwrap_or(0.0)
 }
 
 #[test]
