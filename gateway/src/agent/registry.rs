@@ -79,3 +79,175 @@ fn failure(error: downloads::Error) -> Failure {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::{Index, Tracker},
+        config::{DownloadWaits, HostPort},
+        http::{self, Client},
+        registry::{
+            Rules, Service, Session,
+            harness::{NOWHERE, Server, bytes, image},
+            manifest::Kind,
+        },
+    };
+    use bytes::Bytes;
+    use engine::handle::{Config, DriverChoice, Handle, Limits, Peer, Proof, Stat};
+    use http_body_util::BodyExt;
+    use hyper::Method;
+    use peer_proto::{Layout, LayoutBuilder, Namespace};
+    use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+    use tempfile::TempDir;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Node {
+        engine: Handle,
+        origin: bool,
+        _dir: TempDir,
+    }
+
+    impl Node {
+        fn start(origin: bool) -> Self {
+            let dir = TempDir::new().unwrap();
+            let config = Config {
+                data_dir: dir.path().to_owned(),
+                listen: "127.0.0.1:0".parse().unwrap(),
+                advertise: None,
+                id: None,
+                origin,
+                shards: NonZeroUsize::MIN,
+                workers: NonZeroUsize::MIN,
+                driver: DriverChoice::Auto,
+                quota: None,
+                proof: Proof::Full,
+                mmap: true,
+                limits: Limits::default(),
+            };
+            Self { engine: engine::start(config).unwrap(), origin, _dir: dir }
+        }
+
+        async fn put(&self, content: &Bytes) -> Arc<Layout> {
+            let mut builder = LayoutBuilder::new(peer_proto::Algorithm::Sha256);
+            builder.update(content).unwrap();
+            let mut upload = self.engine.upload(peer_proto::Algorithm::Sha256, None).await.unwrap();
+            upload.write(0, content.clone()).await.unwrap();
+            upload.commit(builder.finish().digest()).await.unwrap()
+        }
+
+        fn peer(&self) -> Peer {
+            Peer { id: self.engine.id(), addr: self.engine.peer_addr(), origin: self.origin }
+        }
+
+        /// A registry of this node, with neither tracker nor index to be reached.
+        async fn registry(&self) -> Server<Service<Store>> {
+            // A port that nobody listens on: bound once, then free again.
+            let nobody = HostPort::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+            let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece: PATIENCE };
+            let http = Client::default();
+            let tracker = Tracker::new(std::slice::from_ref(&nobody), http.clone()).unwrap();
+            let tags = Tags::new(Index::new(vec![nobody], http));
+            let downloads = Downloads::new(self.engine.clone(), tracker, waits);
+            Server::start(Service::new(Store::new(downloads, tags), Rules::default())).await
+        }
+    }
+
+    fn namespace() -> Namespace {
+        "lib/app".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn blobs_are_answered_while_they_arrive() {
+        let (seeder, agent) = (Node::start(true), Node::start(false));
+        let content = bytes(20 << 20);
+        let layout = seeder.put(&content).await;
+        let digest = *layout.digest();
+        agent.engine.download(namespace(), layout.clone(), Class::Foreground).await.unwrap();
+        let registry = agent.registry().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+
+        // Nothing has arrived, and the size is known.
+        let head = registry.send("HEAD", &path, &[], "").await;
+        assert_eq!((head.status, head.header("content-length")), (200, (20 << 20).to_string().as_str()));
+        assert!(matches!(agent.engine.stat(&digest).await.unwrap(), Stat::Partial { have: 0, .. }));
+        let get = |range: Option<&'static str>| {
+            let mut request = Client::request(Method::GET, format!("http://{}{path}", registry.addr).parse().unwrap());
+            if let Some(range) = range {
+                request = request.header("range", range);
+            }
+            let request = request.body(http::empty()).unwrap();
+            async { Client::default().send(request, PATIENCE).await.unwrap() }
+        };
+        let (whole, tail, many) =
+            tokio::join!(get(None), get(Some("bytes=-10")), get(Some("bytes=0-9,5000000-5999999")));
+        assert_eq!((whole.status().as_u16(), tail.status().as_u16(), many.status().as_u16()), (200, 206, 206));
+        assert_eq!(whole.headers()["docker-content-digest"], digest.to_string());
+        assert_eq!(whole.headers()["content-length"], (20 << 20).to_string());
+        assert_eq!(tail.headers()["content-range"], "bytes 20971510-20971519/20971520");
+
+        agent.engine.peers(&digest, vec![seeder.peer()]);
+        let (whole, tail, many) =
+            tokio::join!(whole.into_body().collect(), tail.into_body().collect(), many.into_body().collect());
+        assert!(whole.unwrap().to_bytes() == content);
+        assert_eq!(tail.unwrap().to_bytes(), content.slice(content.len() - 10..));
+        let many = many.unwrap().to_bytes();
+        assert!(many.windows(10).any(|window| window == &content[..10]));
+        agent.engine.wait(&digest).await.unwrap();
+        assert!(registry.get(&path).await.body == content, "and again from here");
+    }
+
+    #[tokio::test]
+    async fn a_reader_gone_and_a_download_stopped_leave_the_registry_well() {
+        let agent = Node::start(false);
+        let layout = Node::start(true).put(&bytes(5 << 20)).await;
+        let digest = *layout.digest();
+        agent.engine.download(namespace(), layout.clone(), Class::Foreground).await.unwrap();
+        let registry = agent.registry().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        let request = || {
+            let uri = format!("http://{}{path}", registry.addr).parse().unwrap();
+            Client::request(Method::GET, uri).body(http::empty()).unwrap()
+        };
+        drop(Client::default().send(request(), PATIENCE).await.unwrap());
+        let answer = Client::default().send(request(), PATIENCE).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        agent.engine.stop(&digest).await.unwrap();
+        assert!(answer.into_body().collect().await.is_err(), "a body that cannot be finished is cut");
+        let answer = registry.get(&path).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "UNAVAILABLE"), "nobody can be asked for it now");
+    }
+
+    #[tokio::test]
+    async fn manifests_come_by_digest_and_nothing_is_written() {
+        let agent = Node::start(false);
+        let config = *agent.put(&Bytes::from_static(b"{}")).await.digest();
+        let body = Bytes::from(image(&config, &[]).to_string());
+        let manifest = *agent.put(&body).await.digest();
+        let empty = *agent.put(&Bytes::new()).await.digest();
+        let registry = agent.registry().await;
+        for method in ["GET", "HEAD"] {
+            let answer = registry.send(method, &format!("/v2/lib/app/manifests/{manifest}"), &[], "").await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, Kind::OciManifest.media_type()));
+            assert_eq!(answer.header("content-length"), body.len().to_string());
+        }
+        let answer = registry.get(&format!("/v2/lib/app/blobs/{empty}")).await;
+        assert_eq!((answer.status, answer.header("content-length")), (200, "0"));
+        let answer = registry.get(&format!("/v2/lib/app/manifests/{config}")).await;
+        assert_eq!((answer.status, answer.code().as_str()), (404, "MANIFEST_UNKNOWN"));
+        let session = Session { id: uuid::Uuid::nil(), place: "x:1".into() };
+        for (method, path, status) in [
+            ("GET", format!("/v2/lib/app/blobs/{NOWHERE}"), 503),
+            ("GET", "/v2/lib/app/manifests/1".into(), 503),
+            ("GET", "/v2/lib/app/tags/list".into(), 503),
+            ("POST", "/v2/lib/app/blobs/uploads/".into(), 405),
+            ("PATCH", format!("/v2/lib/app/blobs/uploads/{}", session.segment()), 405),
+            ("PUT", "/v2/lib/app/manifests/1".into(), 405),
+        ] {
+            let answer = registry.send(method, &path, &[], "").await;
+            let code = if status == 405 { "UNSUPPORTED" } else { "UNAVAILABLE" };
+            assert_eq!((answer.status, answer.code().as_str()), (status, code), "{method} {path}");
+        }
+    }
+}
