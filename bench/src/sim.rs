@@ -51,6 +51,15 @@ pub(crate) struct Args {
     /// Try another number of requests in all.
     #[arg(long)]
     in_flight: Option<u16>,
+    /// Try another shortest window of requests with readers, pieces.
+    #[arg(long)]
+    window_min: Option<u32>,
+    /// Try another exponent towards short windows.
+    #[arg(long)]
+    window_exponent: Option<u8>,
+    /// The same for requests to origins.
+    #[arg(long)]
+    origin_exponent: Option<u8>,
     /// Write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -72,7 +81,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         origins: args.origins,
         piece: args.piece,
     };
-    let tuning = Tuning { degree: args.degree, per_peer: args.per_peer, in_flight: args.in_flight };
+    let tuning = Tuning {
+        degree: args.degree,
+        per_peer: args.per_peer,
+        in_flight: args.in_flight,
+        window_min: args.window_min,
+        window_exponent: args.window_exponent,
+        origin_exponent: args.origin_exponent,
+    };
     let plan = args.scenario.plan(sizes, args.seed, args.latency_us * 1000, args.proof_us * 1000, tuning);
     let begun = Instant::now();
     let outcome = World::new(plan.clone())?.run();

@@ -109,6 +109,14 @@ impl PieceSet {
         there
     }
 
+    /// Takes every piece out.
+    pub fn clear(&mut self) {
+        if self.count > 0 {
+            self.words.fill(0);
+            self.count = 0;
+        }
+    }
+
     /// Adds every piece of another set of the same blob.
     pub fn union(&mut self, other: &Self) {
         self.combine(other, |own, other| own | other);

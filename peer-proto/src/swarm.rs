@@ -4,8 +4,10 @@
 //!   reader the window is the whole blob. With readers it starts at the first missing piece of one of them and its length is
 //!   `lo × (rest ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, so that readers are served in order and the
 //!   swarm keeps its diversity.
-//! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents, for what
-//!   an agent has need not leave an origin again.
+//! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents.
+//! - **Origins** are asked for what no connected agent has, each for its own stripe of the blob, so that a piece leaves them about once;
+//!   for anything at all only while fewer than half of the requests allowed are outstanding. An origin that has just sent a
+//!   piece to another says so ([`SendOnce`]), and is not asked for it again for a second.
 //! - **Bounds.** Outstanding requests in all are capped at little more than one a peer, since deep queues at uplinks make the
 //!   tail of a swarm; a lone source gets them all. Tables are bounded by [`PEERS_MAX`], [`CANDIDATES_MAX`], [`READERS_MAX`].
 //! - **Endgame.** Once every missing piece is asked for, slow ones are asked of a second peer too, and the loser is cancelled. A
@@ -17,6 +19,9 @@
 //! Work per message does not grow with the number of pieces beyond a pass over the words of a bit set, 64 pieces each.
 
 mod availability;
+mod once;
+
+pub use once::{SENT_HOLD, SendOnce};
 
 use crate::{
     fixed,
@@ -27,7 +32,7 @@ use crate::{
     time::Instant,
 };
 use alloc::{collections::VecDeque, vec::Vec};
-use availability::Availability;
+use availability::{Availability, Pick, Stripe};
 use core::{net::SocketAddr, ops::Range, time::Duration};
 
 /// Most peers connected for one blob; further ones are dropped.
@@ -68,8 +73,6 @@ const BUSY_REST: Duration = Duration::from_millis(50);
 /// Pause of all requests after the disk failed, the first time and the longest.
 const STORAGE_PAUSE: Duration = Duration::from_millis(250);
 const STORAGE_PAUSE_MAX: Duration = Duration::from_secs(4);
-/// Shortest window of a request with readers, in pieces.
-const READER_WINDOW_MIN: u32 = 48;
 /// A peer slower than the mean by this factor gets one request at a time.
 const SLOW_FACTOR: u64 = 4;
 
@@ -90,12 +93,29 @@ pub struct Config {
     pub in_flight_max: u16,
     /// The same in bytes; two pieces are always allowed.
     pub in_flight_bytes_max: u64,
+    /// Shortest window of a request where there are readers, in pieces.
+    pub window_min: u32,
+    /// How strongly such windows tend to be short: the exponent of *u*. 0 is always the whole rest.
+    pub window_exponent: u8,
+    /// The same for requests to origins, which are best used to bring in what nobody has.
+    pub origin_exponent: u8,
 }
 
 impl Config {
     /// The defaults for a node of this name.
     pub const fn new(id: PeerId, seed: u64) -> Self {
-        Self { id, seed, degree: 10, accept_max: 14, per_peer: 3, in_flight_max: 16, in_flight_bytes_max: 128 << 20 }
+        Self {
+            id,
+            seed,
+            degree: 10,
+            accept_max: 14,
+            per_peer: 3,
+            in_flight_max: 16,
+            in_flight_bytes_max: 128 << 20,
+            window_min: 48,
+            window_exponent: 3,
+            origin_exponent: 3,
+        }
     }
 }
 
@@ -147,6 +167,8 @@ pub enum Reject {
     Missing,
     /// Its queue is full.
     Busy,
+    /// An origin has just sent it to another, from whom it will spread.
+    Elsewhere,
 }
 
 /// How urgent the download is.
@@ -341,6 +363,8 @@ pub struct Swarm {
     wanted: PieceSet,
     availability: Availability,
     peers: Vec<Peer>,
+    /// The peers' slots, in their order: what most messages are looked up by, in one cache line.
+    slots: Vec<Slot>,
     flights: Vec<Flight>,
     known: Vec<Known>,
     readers: Vec<Reading>,
@@ -371,6 +395,16 @@ struct Peer {
     heard: Instant,
     silences: u8,
     strikes: u8,
+    /// Pieces not to be asked of it until a time, earliest first; see [`Reject::Elsewhere`].
+    hidden: VecDeque<(Instant, PieceIndex)>,
+    /// All pieces but those; none hidden where there is none.
+    shown: Option<PieceSet>,
+}
+
+impl Peer {
+    fn offers(&self, piece: PieceIndex) -> bool {
+        [&self.has, &self.shown].into_iter().flatten().all(|set| set.contains(piece))
+    }
 }
 
 struct Flight {
@@ -445,6 +479,7 @@ impl Swarm {
             wanted,
             availability: Availability::new(geometry.pieces()),
             peers: Vec::new(),
+            slots: Vec::new(),
             flights: Vec::new(),
             known: Vec::new(),
             readers: Vec::new(),
@@ -640,6 +675,7 @@ impl Swarm {
             Has::Some(set) => Some(set.clone()),
         };
         has.iter().for_each(|set| self.availability.add_all(set));
+        self.slots.push(slot);
         self.peers.push(Peer {
             slot,
             id,
@@ -652,17 +688,30 @@ impl Swarm {
             heard: now,
             silences: 0,
             strikes: 0,
+            hidden: VecDeque::new(),
+            shown: None,
         });
+        self.restripe(origin);
+    }
+
+    /// Origins share the pieces out among them anew when one comes or goes.
+    fn restripe(&mut self, origin: bool) {
+        if origin {
+            self.peers.iter_mut().filter(|peer| peer.origin).for_each(|peer| peer.dry = false);
+        }
     }
 
     fn remove(&mut self, slot: Slot) -> Option<Peer> {
-        let at = self.peers.iter().position(|peer| peer.slot == slot)?;
+        let at = self.place(slot)?;
         let peer = self.peers.swap_remove(at);
+        self.slots.swap_remove(at);
         peer.has.iter().for_each(|set| self.availability.remove_all(set));
         let (lost, kept) = core::mem::take(&mut self.flights).into_iter().partition(|flight| flight.slot == slot);
         self.flights = kept;
         let lost: Vec<Flight> = lost;
         lost.iter().for_each(|flight| self.release(flight.piece));
+        // What this one alone had is an origin's to send again.
+        self.restripe(true);
         Some(peer)
     }
 
@@ -677,14 +726,20 @@ impl Swarm {
 
     // --- what they have ---
 
+    fn place(&self, slot: Slot) -> Option<usize> {
+        self.slots.iter().position(|other| *other == slot)
+    }
+
     fn peer(&mut self, slot: Slot) -> Option<&mut Peer> {
-        self.peers.iter_mut().find(|peer| peer.slot == slot)
+        let at = self.place(slot)?;
+        Some(&mut self.peers[at])
     }
 
     /// Whether it changes what can be asked for.
     fn peer_has(&mut self, slot: Slot, piece: PieceIndex) -> bool {
         let wanted = self.wanted.contains(piece) || self.wanted.is_empty();
-        let Some(peer) = self.peers.iter_mut().find(|peer| peer.slot == slot) else { return false };
+        let Some(at) = self.place(slot) else { return false };
+        let peer = &mut self.peers[at];
         if !peer.has.as_mut().is_some_and(|set| set.insert(piece)) {
             return false;
         }
@@ -710,9 +765,16 @@ impl Swarm {
         if let Some(at) = self.flights.iter().position(|flight| flight.slot == slot && flight.piece == piece) {
             self.land(at);
         }
-        let Some(peer) = self.peers.iter_mut().find(|peer| peer.slot == slot) else { return };
+        let Some(at) = self.place(slot) else { return };
+        let peer = &mut self.peers[at];
         match reason {
             Reject::Busy => peer.rests_until = peer.rests_until.max(now + BUSY_REST),
+            Reject::Elsewhere => {
+                let shown = peer.shown.get_or_insert_with(|| PieceSet::full(&self.geometry));
+                if shown.remove(piece) {
+                    peer.hidden.push_back((now + SENT_HOLD, piece));
+                }
+            }
             Reject::Missing => {
                 // A peer that had everything has a list from now on, and is counted.
                 let set = peer.has.get_or_insert_with(|| {
@@ -739,7 +801,7 @@ impl Swarm {
     }
 
     /// Where the next request should look: from the first missing piece of a reader drawn at random.
-    fn window(&mut self) -> Range<u32> {
+    fn window(&mut self, origin: bool) -> Range<u32> {
         let pieces = self.geometry.pieces();
         if self.readers.is_empty() {
             return 0..pieces;
@@ -749,7 +811,8 @@ impl Swarm {
         // A reader whose whole rest is under way has no wish; the next one has its turn.
         let head = from.iter().chain(before).find_map(|reading| self.wanted.first_in(reading.left.clone()));
         let head = head.map_or(0, PieceIndex::get);
-        head..head + draw_window(&mut self.rng, pieces - head)
+        let exponent = if origin { self.config.origin_exponent } else { self.config.window_exponent };
+        head..head + draw_window(&mut self.rng, pieces - head, self.config.window_min, exponent)
     }
 
     // --- requests ---
@@ -767,11 +830,21 @@ impl Swarm {
         if now < self.paused_until {
             return;
         }
+        self.unhide(now);
         while self.flights.len() < cap {
             let Some(at) = self.freest(now, cap, |peer| !peer.dry) else { break };
-            match self.pick(at) {
+            match self.pick(at, false) {
                 Some(piece) => self.request(now, at, piece),
                 None => self.peers[at].dry = true,
+            }
+        }
+        // The agents have too little: anything will do.
+        let mut spent: Vec<Slot> = Vec::new();
+        while self.flights.len() < cap.div_ceil(2) && !self.wanted.is_empty() {
+            let Some(at) = self.freest(now, cap, |peer| peer.origin && !spent.contains(&peer.slot)) else { break };
+            match self.pick(at, true) {
+                Some(piece) => self.request(now, at, piece),
+                None => spent.push(self.peers[at].slot),
             }
         }
         self.hedge(now, cap);
@@ -802,17 +875,50 @@ impl Swarm {
         best.map(|(_, at)| at)
     }
 
-    fn pick(&mut self, at: usize) -> Option<PieceIndex> {
+    /// Shows again what was hidden long enough.
+    fn unhide(&mut self, now: Instant) {
+        for peer in &mut self.peers {
+            while let Some((_, piece)) = peer.hidden.pop_front_if(|(until, _)| *until <= now) {
+                peer.shown.iter_mut().for_each(|shown| {
+                    shown.insert(piece);
+                });
+                peer.dry = false;
+            }
+            if peer.hidden.is_empty() {
+                peer.shown = None;
+            }
+        }
+    }
+
+    /// A piece to ask of a peer. Of an origin, one that no agent has and that falls to this origin, or `any`.
+    fn pick(&mut self, at: usize, any: bool) -> Option<PieceIndex> {
         if self.wanted.is_empty() {
             return None;
         }
-        let window = self.window();
-        let has = self.peers[at].has.as_ref();
-        let pieces = self.geometry.pieces();
-        self.availability
-            .rarest(&mut self.rng, &self.wanted, has, window.clone())
-            .or_else(|| self.availability.rarest(&mut self.rng, &self.wanted, has, window.end..pieces))
-            .or_else(|| self.availability.rarest(&mut self.rng, &self.wanted, has, 0..window.start))
+        let window = self.window(self.peers[at].origin);
+        let peer = &self.peers[at];
+        let alone = peer.origin && !any;
+        let stripe = if alone { self.stripe(peer) } else { Stripe::ALL };
+        let has = peer.has.as_ref();
+        // An origin has everything, so what it shows is what it has.
+        let has = if peer.shown.is_some() && has.is_none() { peer.shown.as_ref() } else { has };
+        for range in [window.clone(), window.end..self.geometry.pieces(), 0..window.start] {
+            let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, range, stripe);
+            if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {
+                return Some(piece);
+            }
+        }
+        None
+    }
+
+    /// The pieces that fall to one of the connected origins.
+    fn stripe(&self, peer: &Peer) -> Stripe {
+        let origins = || self.peers.iter().filter(|other| other.origin && other.silences == 0);
+        let number = |count: usize| u32::try_from(count).unwrap_or(0);
+        if origins().all(|other| other.slot != peer.slot) {
+            return Stripe::ALL;
+        }
+        Stripe { every: number(origins().count()), first: number(origins().filter(|other| other.id < peer.id).count()) }
     }
 
     fn request(&mut self, now: Instant, at: usize, piece: PieceIndex) {
@@ -854,9 +960,7 @@ impl Swarm {
                 continue;
             }
             let asked = self.flights.iter().find(|flight| flight.piece == piece).map(|flight| flight.slot);
-            let other = self.freest(now, cap, |peer| {
-                Some(peer.slot) != asked && peer.has.as_ref().is_none_or(|set| set.contains(piece))
-            });
+            let other = self.freest(now, cap, |peer| Some(peer.slot) != asked && peer.offers(piece));
             if let Some(at) = other {
                 self.request(now, at, piece);
             }
@@ -1029,6 +1133,7 @@ impl Swarm {
             return None;
         }
         let silences = self.peers.iter().filter_map(|peer| self.silent_at(peer));
+        let hidden = self.peers.iter().filter_map(|peer| peer.hidden.front()).map(|(until, _)| *until);
         let rests = self.peers.iter().map(|peer| peer.rests_until).filter(|until| *until > now);
         let dials = self.known.iter().filter_map(|known| match known.state {
             Contact::Idle(from) if from > now && self.want() > 0 => Some(from),
@@ -1039,20 +1144,24 @@ impl Swarm {
         let urgent =
             |flight: &&Flight| (self.wanted.is_empty() || !self.readers.is_empty()) && self.urgent(flight.piece);
         let hedges = self.flights.iter().filter(urgent).map(|flight| flight.at + age).filter(|at| *at > now);
-        silences.chain(rests).chain(dials).chain(pause).chain(hedges).min()
+        silences.chain(rests).chain(hidden).chain(dials).chain(pause).chain(hedges).min()
     }
 }
 
-/// The length of a request's window over `rest` pieces: `lo × (rest ÷ lo)^(u³)`.
-fn draw_window(rng: &mut Rng, rest: u32) -> u32 {
-    if rest <= READER_WINDOW_MIN {
+/// The length of a request's window over `rest` pieces: `lo × (rest ÷ lo)^(u^e)`.
+fn draw_window(rng: &mut Rng, rest: u32, lo: u32, exponent: u8) -> u32 {
+    let lo = lo.max(1);
+    if rest <= lo {
         return rest;
     }
-    let lo = fixed::log2(u64::from(READER_WINDOW_MIN));
-    let span = fixed::log2(u64::from(rest)) - lo;
-    // Sixteen bits of chance are plenty, and their cube fits a word.
+    let least = fixed::log2(u64::from(lo));
+    let span = fixed::log2(u64::from(rest)) - least;
+    // Sixteen bits of chance are plenty.
     let u = rng.below(1 << 16);
-    let more = (u128::from(span) * u128::from(u * u * u)) >> 48;
-    let exponent = lo + u64::try_from(more).unwrap_or(span);
-    u32::try_from(fixed::exp2(exponent)).unwrap_or(rest).clamp(1, rest)
+    let u = (0..exponent).fold(1 << 16, |power, _| (power * u) >> 16);
+    let window = fixed::exp2(least + ((span >> 16) * u));
+    u32::try_from(window).unwrap_or(rest).clamp(1, rest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use peer_proto::{
     handout::{self, Handout, Origin},
     layout::Geometry,
     ring::Ring,
-    swarm::{self, Class, Effect, Event, Has, Slot, Swarm, Verdict},
+    swarm::{self, Class, Effect, Event, Has, Reject, SendOnce, Slot, Swarm, Verdict},
 };
 use std::{
     cmp::Reverse,
@@ -98,6 +98,9 @@ pub(crate) struct Tuning {
     pub(crate) degree: Option<u16>,
     pub(crate) per_peer: Option<u16>,
     pub(crate) in_flight: Option<u16>,
+    pub(crate) window_min: Option<u32>,
+    pub(crate) window_exponent: Option<u8>,
+    pub(crate) origin_exponent: Option<u8>,
 }
 
 /// One pull's times, nanoseconds since it began.
@@ -154,6 +157,7 @@ enum Kind {
     Open(Wire),
     Opened(Wire, bool),
     Closed(Wire),
+    Elsewhere(Wire),
     Request(Wire),
     Cancel(Wire),
     Judged(Wire, bool),
@@ -189,6 +193,8 @@ struct Holding {
     prefix: u32,
     /// When the reader has consumed them.
     consumed: u64,
+    /// An origin's.
+    once: Option<SendOnce>,
 }
 
 pub(crate) struct World {
@@ -351,6 +357,7 @@ impl World {
             Kind::Open(wire) => self.open(wire),
             Kind::Opened(wire, taken) => self.opened(wire, taken),
             Kind::Closed(wire) => self.closed(wire),
+            Kind::Elsewhere(wire) => self.elsewhere(wire),
             Kind::Request(wire) => self.request(wire),
             Kind::Cancel(wire) => {
                 let queue = &mut self.nodes[wire.from as usize].up_queue;
@@ -386,6 +393,9 @@ impl World {
             config.degree = self.plan.tuning.degree.unwrap_or(config.degree);
             config.per_peer = self.plan.tuning.per_peer.unwrap_or(config.per_peer);
             config.in_flight_max = self.plan.tuning.in_flight.unwrap_or(config.in_flight_max);
+            config.window_min = self.plan.tuning.window_min.unwrap_or(config.window_min);
+            config.window_exponent = self.plan.tuning.window_exponent.unwrap_or(config.window_exponent);
+            config.origin_exponent = self.plan.tuning.origin_exponent.unwrap_or(config.origin_exponent);
             let swarm = Swarm::new(config, geometry, PieceSet::new(&geometry), Class::Foreground);
             self.nodes[pull.host as usize].holdings.push(Holding {
                 pull: number,
@@ -649,10 +659,26 @@ impl World {
     // --- pieces ---
 
     fn request(&mut self, wire: Wire) {
+        let geometry = self.geometry[usize::from(wire.blob)];
+        let (now, origin) = (at(self.now), self.nodes[wire.from as usize].plan.origin);
         let Some(holding) = self.holding(wire.from, wire.blob) else { return };
         if holding.channels.contains(&wire.to) {
+            if let Some(piece) = geometry.piece(wire.piece).filter(|_| origin) {
+                let leechers = holding.channels.len();
+                let once = holding.once.get_or_insert_with(|| SendOnce::new(&geometry));
+                if !once.allows(now, piece, leechers) {
+                    return self.schedule(self.now + self.plan.latency, Kind::Elsewhere(wire));
+                }
+            }
             self.nodes[wire.from as usize].up_queue.push_back(wire);
             self.send(wire.from);
+        }
+    }
+
+    fn elsewhere(&mut self, wire: Wire) {
+        if let Some(piece) = self.geometry[usize::from(wire.blob)].piece(wire.piece) {
+            let rejected = Event::Rejected { slot: Slot(wire.from), piece, reason: Reject::Elsewhere };
+            self.tell(wire.to, wire.blob, rejected);
         }
     }
 
@@ -770,7 +796,16 @@ fn zone_name(zone: u16) -> Box<str> {
 
 impl Holding {
     fn whole(blob: u16) -> Self {
-        Self { blob, pull: u32::MAX, swarm: None, channels: Vec::new(), tick: u64::MAX, prefix: 0, consumed: 0 }
+        Self {
+            blob,
+            pull: u32::MAX,
+            swarm: None,
+            channels: Vec::new(),
+            tick: u64::MAX,
+            prefix: 0,
+            consumed: 0,
+            once: None,
+        }
     }
 }
 

@@ -15,6 +15,35 @@ const _: () = assert!(super::PEERS_MAX < 1 << PLANES);
 /// Most words in which rarity is compared for one request; beyond them the first piece found is good enough.
 const SCAN_WORDS: usize = 64;
 
+/// A choice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Pick {
+    pub(super) piece: PieceIndex,
+    /// Connected peers that have it, those that have everything apart.
+    pub(super) count: u32,
+}
+
+/// Every `every`-th piece, beginning with number `first`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stripe {
+    pub(super) every: u32,
+    pub(super) first: u32,
+}
+
+impl Stripe {
+    /// Every piece.
+    pub(super) const ALL: Self = Self { every: 1, first: 0 };
+
+    fn of_word(self, word: usize) -> u64 {
+        if self.every <= 1 {
+            return u64::MAX;
+        }
+        let passed = piece_number(word, 0) % self.every;
+        let first = (self.first + self.every - passed) % self.every;
+        (first..64).step_by(self.every as usize).fold(0, |mask, bit| mask | 1 << bit)
+    }
+}
+
 /// Counts for the pieces of one blob.
 pub(super) struct Availability {
     planes: Box<[[u64; PLANES]]>,
@@ -56,7 +85,8 @@ impl Availability {
         wanted: &PieceSet,
         has: Option<&PieceSet>,
         range: Range<u32>,
-    ) -> Option<PieceIndex> {
+        stripe: Stripe,
+    ) -> Option<Pick> {
         let end = range.end.min(wanted.pieces());
         if range.start >= end {
             return None;
@@ -81,6 +111,9 @@ impl Availability {
             if at == last {
                 left &= u64::MAX >> (63 - (end - 1) % 64);
             }
+            if left != 0 {
+                left &= stripe.of_word(at);
+            }
             if left == 0 {
                 continue;
             }
@@ -97,7 +130,7 @@ impl Availability {
                 best = Some((count, piece_number(at, nth_bit(left, nth))));
             }
         }
-        best.map(|(_, piece)| PieceIndex(piece))
+        best.map(|(count, piece)| Pick { piece: PieceIndex(piece), count })
     }
 }
 
@@ -146,10 +179,10 @@ fn borrow(planes: &mut [u64; PLANES], mut less: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Availability, PieceIndex, PieceSet, Rng};
+    use super::{Availability, PieceIndex, PieceSet, Rng, Stripe};
     use crate::layout::Geometry;
     use alloc::vec::Vec;
-    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{Strategy as _, any, prop_assert, prop_assert_eq, proptest};
 
     proptest! {
         #[test]
@@ -158,6 +191,7 @@ mod tests {
             peers in proptest::collection::vec(any::<u64>(), 0..12),
             wanted_seed: u64,
             range in (0u32..400, 0u32..400),
+            stripe in (1u32..5, 0u32..5).prop_map(|(every, first)| Stripe { every, first: first % every }),
         ) {
             let g = Geometry::new(u64::from(pieces) << 20, 1 << 20).unwrap();
             let random_set = |seed: u64| {
@@ -182,13 +216,14 @@ mod tests {
             }
             let wanted = random_set(wanted_seed);
             let has = random_set(wanted_seed ^ 77);
-            let can = |p: &PieceIndex| wanted.contains(*p) && has.contains(*p) && (range.0..range.1).contains(&p.get());
+            let can = |p: &PieceIndex| wanted.contains(*p) && has.contains(*p) && (range.0..range.1).contains(&p.get())
+                && p.get() % stripe.every == stripe.first;
             let least = g.all().filter(can).map(count).min();
             let mut rng = Rng::new(1);
             for _ in 0..20 {
-                let pick = availability.rarest(&mut rng, &wanted, Some(&has), range.0..range.1);
-                prop_assert_eq!(pick.map(count), least);
-                prop_assert!(pick.is_none_or(|p| can(&p)));
+                let pick = availability.rarest(&mut rng, &wanted, Some(&has), range.0..range.1, stripe);
+                prop_assert_eq!(pick.map(|pick| pick.count), least);
+                prop_assert!(pick.is_none_or(|pick| can(&pick.piece) && count(pick.piece) == pick.count));
             }
         }
     }
@@ -201,7 +236,7 @@ mod tests {
         let mut rng = Rng::new(7);
         let mut drawn = [0u32; 200];
         for _ in 0..20_000 {
-            drawn[availability.rarest(&mut rng, &wanted, None, 0..200).unwrap().index()] += 1;
+            drawn[availability.rarest(&mut rng, &wanted, None, 0..200, Stripe::ALL).unwrap().piece.index()] += 1;
         }
         assert!(drawn.iter().all(|n| (50..200).contains(n)), "{drawn:?}");
     }
@@ -214,7 +249,8 @@ mod tests {
         wanted.insert(g.piece(59_999).unwrap());
         let mut rng = Rng::new(3);
         for _ in 0..50 {
-            assert_eq!(availability.rarest(&mut rng, &wanted, None, 0..60_000), g.piece(59_999));
+            let pick = availability.rarest(&mut rng, &wanted, None, 0..60_000, Stripe::ALL);
+            assert_eq!(pick.map(|pick| pick.piece), g.piece(59_999));
         }
     }
 }
