@@ -37,7 +37,7 @@ use peer_proto::{
     Digest, Instant, Layout, Namespace, PeerId, PieceIndex,
     conn::{self, Closed, CommandError, Conn, Fault, Need, Offer},
     pieces::PieceSet,
-    swarm::{self, Candidate, Has, ReaderId, Slot, Swarm, Verdict},
+    swarm::{self, Candidate, Has, ReaderId, SendOnce, Slot, Swarm, Verdict},
     wire::{Channel, Farewell, HEADER_LEN, Header, Hello, Open, Refusal, Rejection},
 };
 use read::Reading;
@@ -188,6 +188,8 @@ struct Shared {
     /// Pieces that every channel's other end has been told of.
     told: PieceSet,
     lanes: BTreeSet<Slot>,
+    /// What this shard of an origin has sent of late.
+    once: Option<SendOnce>,
 }
 
 /// What a job is for.
@@ -633,6 +635,9 @@ impl Core {
                     self.close_if_done(link, channel);
                 }
             }
+            Says::Serve { channel, piece } if self.sent_of_late(link, channel, piece) => {
+                self.reject(link, channel, piece, Rejection::Elsewhere);
+            }
             Says::Serve { channel, piece } => link.serve.push(channel, piece),
             Says::Unserve { channel, piece } => link.serve.remove(channel, piece),
             Says::Arrived { channel, piece } => self.arrived(link, channel, piece),
@@ -641,6 +646,7 @@ impl Core {
                     let reason = match reason {
                         Rejection::Missing | Rejection::Failed => swarm::Reject::Missing,
                         Rejection::Busy | Rejection::Cancelled => swarm::Reject::Busy,
+                        Rejection::Elsewhere => swarm::Reject::Elsewhere,
                     };
                     let slot = lane.slot;
                     self.tell_swarm(&lane.digest, Some(swarm::Event::Rejected { slot, piece, reason }));
@@ -952,7 +958,7 @@ impl Core {
         match self.blobs.get_mut(&digest) {
             Some(shared) => shared.blob = blob,
             None => {
-                self.blobs.insert(digest, Shared { blob, told, lanes: BTreeSet::new() });
+                self.blobs.insert(digest, Shared { blob, told, lanes: BTreeSet::new(), once: None });
             }
         }
     }
@@ -1055,6 +1061,14 @@ impl Core {
             return true;
         }
         false
+    }
+
+    /// Whether this node is an origin that would rather send another piece than this one again.
+    fn sent_of_late(&mut self, link: &Link, channel: Channel, piece: PieceIndex) -> bool {
+        let shared = link.lanes.get(&channel).and_then(|lane| self.blobs.get_mut(&lane.digest));
+        let Some(shared) = shared.filter(|_| self.setup.origin) else { return false };
+        let once = shared.once.get_or_insert_with(|| SendOnce::new(&shared.blob.layout().geometry()));
+        !once.allows(self.now, piece, shared.lanes.len())
     }
 
     fn reject(&mut self, link: &mut Link, channel: Channel, piece: PieceIndex, reason: Rejection) {

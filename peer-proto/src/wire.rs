@@ -204,6 +204,8 @@ codes! {
         Cancelled = 3, "cancelled";
         /// The piece could not be read.
         Failed = 4, "piece could not be read";
+        /// An origin has just sent it to another, from whom it will spread.
+        Elsewhere = 5, "piece was just sent elsewhere";
     }
 }
 
