@@ -304,8 +304,8 @@ fn fifty_agents_take_little_longer_than_one() {
         let mut net = Net::new(seed, 1, 50, 200);
         net.run(LONG);
         net.assert_done(seed);
-        // One copy at the origin's rate is 2 s.
-        assert!(net.last_done() < Duration::from_millis(3000), "seed {seed}: {:?}", net.last_done());
+        // One copy at the origin's rate is 2 s; a piece then passes some four hosts, each with a queue of its own.
+        assert!(net.last_done() < Duration::from_millis(3500), "seed {seed}: {:?}", net.last_done());
         assert!(net.origin_pieces <= 300, "seed {seed}: {} pieces", net.origin_pieces);
     }
 }

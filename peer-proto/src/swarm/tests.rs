@@ -10,7 +10,7 @@ use crate::{
 };
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::time::Duration;
-use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 fn id(n: u32) -> PeerId {
     let mut bytes = [0; 20];
@@ -221,6 +221,7 @@ impl Watch {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn bounds_hold_under_any_events_and_everything_is_asked_for_in_the_end(pieces in 0u32..90, steps in steps(), seed: u64) {
         let g = geometry(pieces);
