@@ -4,6 +4,7 @@
 //! Paths are relative to the disk's root, of components made by the store (hex, UUIDs, fixed names), separated by `/`.
 //! Calls block; they are made on worker threads only.
 pub mod real;
+pub mod sim;
 
 use bytes::Bytes;
 use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
@@ -113,4 +114,125 @@ pub struct Meta {
 /// Whether an error says that the disk is full, for everybody or for us.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the store relies on, of every disk.
+    fn conforms(disk: &dyn Disk) {
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        disk.create_dir("a").unwrap();
+        assert_eq!(kind(disk.create_dir("a")), io::ErrorKind::AlreadyExists);
+        assert_eq!(kind(disk.create_dir("b/c")), io::ErrorKind::NotFound);
+        let file = disk.create("a/x", Space::Length(10_000)).unwrap();
+        assert_eq!(kind(disk.create("a/x", Space::None).map(drop)), io::ErrorKind::AlreadyExists);
+        assert_eq!(file.len().unwrap(), 10_000);
+        file.write_at(4_000, b"hello").unwrap();
+        let mut buf = [9; 7];
+        file.read_at(3_999, &mut buf).unwrap();
+        assert_eq!(&buf, b"\0hello\0");
+        assert_eq!(kind(file.read_at(9_999, &mut buf)), io::ErrorKind::UnexpectedEof);
+        let map = file.map(10_000).unwrap().unwrap();
+        assert_eq!(Arc::clone(&map).bytes(4_000..4_005), &b"hello"[..]);
+        assert!(map.resident(4_000..4_005), "just written");
+        assert_eq!(kind(file.map(10_001).map(drop)), io::ErrorKind::UnexpectedEof);
+
+        let ahead = disk.create("a/y", Space::Ahead(100_000)).unwrap();
+        assert!(ahead.is_empty().unwrap());
+        ahead.write_at(0, b"12345").unwrap();
+        ahead.trim(5).unwrap();
+        assert_eq!(disk.stat("a/y").unwrap().unwrap().len, 5);
+        assert_eq!(disk.stat("a/z").unwrap(), None);
+        file.sync().unwrap();
+        disk.sync_dir("a").unwrap();
+        disk.sync_dir("").unwrap();
+
+        disk.create_dir("b").unwrap();
+        assert_eq!(kind(disk.rename("a", "b")), io::ErrorKind::AlreadyExists, "even of an empty directory");
+        assert_eq!(kind(disk.rename("z", "y")), io::ErrorKind::NotFound);
+        disk.rename("a", "b/a").unwrap();
+        let mut listed = disk.list("b/a").unwrap();
+        listed.sort();
+        let listed: Vec<_> = listed.iter().map(|l| (l.name.as_str(), l.dir)).collect();
+        assert_eq!(listed, [("x", false), ("y", false)]);
+        assert_eq!(kind(disk.list("a").map(drop)), io::ErrorKind::NotFound);
+        disk.replace("b/a/y", "b/a/x").unwrap();
+        assert_eq!(disk.open("b/a/x").unwrap().len().unwrap(), 5);
+        file.read_at(4_000, &mut buf[..5]).unwrap();
+        assert_eq!(&buf[..5], b"hello", "a replaced file stays good for who has it open");
+        assert_eq!(kind(disk.remove_dir("b/a")), io::ErrorKind::DirectoryNotEmpty);
+        disk.remove("b/a/x").unwrap();
+        disk.remove_dir("b/a").unwrap();
+        assert_eq!(kind(disk.remove("b/a/x")), io::ErrorKind::NotFound);
+        assert_eq!(Arc::clone(&map).bytes(4_000..4_005), &b"hello"[..], "and so does its mapping");
+        assert!(disk.free().unwrap() > 0);
+    }
+
+    #[test]
+    fn both_disks_conform() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = real::Real::open(dir.path(), true).unwrap();
+        conforms(&disk);
+        assert_eq!(real::Real::open(dir.path(), true).unwrap_err().kind(), io::ErrorKind::WouldBlock, "one process");
+        conforms(&sim::Sim::new(1, 1 << 20));
+    }
+
+    /// A power cut keeps what was synced, and of the rest each page and each name by itself.
+    #[test]
+    fn a_simulated_power_cut_loses_what_was_not_synced() {
+        let (mut kept_names, mut kept_pages, mut torn) = (0, 0, 0);
+        for seed in 0..200 {
+            let disk = sim::Sim::new(seed, 1 << 20);
+            disk.create_dir("d").unwrap();
+            disk.sync_dir("").unwrap();
+            let synced = disk.create("d/synced", Space::None).unwrap();
+            synced.write_at(0, &[1; 8192]).unwrap();
+            synced.sync().unwrap();
+            disk.sync_dir("d").unwrap();
+            synced.write_at(0, &[2; 8192]).unwrap();
+            disk.create("d/unsynced", Space::None).unwrap().sync().unwrap();
+            disk.rename("d/unsynced", "moved").unwrap();
+            disk.crash();
+            assert!(synced.len().is_err(), "handles die, seed {seed}");
+            let mut bytes = [0; 8192];
+            disk.open("d/synced").unwrap().read_at(0, &mut bytes).unwrap();
+            let pages = [bytes[0], bytes[4096]];
+            assert!(bytes.chunks(4096).all(|page| page.iter().all(|b| *b == page[0])), "seed {seed}");
+            kept_pages += pages.iter().filter(|page| **page == 2).count();
+            torn += usize::from(pages[0] != pages[1]);
+            let names = [disk.stat("d/unsynced").unwrap(), disk.stat("moved").unwrap()];
+            assert!(names.iter().flatten().count() <= 1, "a rename is one change, seed {seed}");
+            kept_names += names.iter().flatten().count();
+        }
+        assert!((150..250).contains(&kept_pages) && (50..150).contains(&torn), "{kept_pages} {torn}");
+        assert!((50..150).contains(&kept_names), "{kept_names}");
+    }
+
+    #[test]
+    fn simulated_faults_hit_the_operation_they_are_planned_for() {
+        let disk = sim::Sim::new(1, 10_000);
+        assert!(is_full(&disk.create("x", Space::Length(10_001)).unwrap_err()));
+        let file = disk.create("x", Space::Ahead(9_000)).unwrap();
+        file.write_at(0, &[1; 9_500]).unwrap();
+        assert!(is_full(&file.write_at(9_500, &[1; 501]).unwrap_err()));
+        assert_eq!(disk.free().unwrap(), 500);
+        disk.fail(sim::Fault::Io(disk.ops()));
+        assert!(file.sync().is_err());
+        file.sync().unwrap();
+        disk.sync_dir("").unwrap();
+        disk.fail(sim::Fault::Cut(disk.ops() + 1));
+        file.write_at(0, &[2; 10]).unwrap();
+        assert!(file.write_at(0, &[2; 10]).is_err() && disk.open("x").is_err());
+        disk.crash();
+        let mut bytes = [0; 1];
+        let file = disk.open("x").unwrap();
+        file.read_at(9_000, &mut bytes).unwrap();
+        assert_eq!(bytes, [0], "the sync that failed left the pages clean and lost");
+        disk.remove("x").unwrap();
+        assert_eq!(disk.free().unwrap(), 500, "open still");
+        drop(file);
+        assert_eq!(disk.free().unwrap(), 10_000);
+    }
 }
