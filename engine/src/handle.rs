@@ -7,6 +7,7 @@ use crate::{
     arriving::Arriving,
     buf::Pool,
     disk::real::Real,
+    housekeeper::{Housekeeper, unix_now},
     read,
     shards::Shards,
     store::{self, Store},
@@ -21,24 +22,17 @@ use std::{
     num::{NonZeroU64, NonZeroUsize},
     ops::Range,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 /// Bytes of buffers for pieces under way, between shards, workers and readers.
 const PIECE_BUFFERS: usize = 256 << 20;
 /// Bytes of buffers in which uploads are gathered.
 const UPLOAD_BUFFERS: usize = 64 << 20;
-/// Seconds after which an upload that nobody writes to is dropped.
-const UPLOAD_IDLE_S: u64 = 24 * 3600;
-/// How often the store is looked after.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// What an engine is started with.
 #[derive(Clone, Debug)]
@@ -421,7 +415,7 @@ impl Handle {
 
     /// Whole blobs, `after` a digest in digest order, at most `limit`.
     pub async fn list(&self, after: Option<Digest>, limit: usize) -> Result<Vec<Entry>, Error> {
-        self.inner.workers.call(move |store| store.list(after.as_ref(), limit)).await
+        Ok(self.inner.workers.call(move |store| store.list(after.as_ref(), limit)).await??)
     }
 
     /// The next notice; none once the engine is closed. For one reader.
@@ -445,8 +439,21 @@ impl Handle {
     /// Stops taking requests, lets sends in flight end for at most `drain`, then stops the threads.
     pub async fn shutdown(&self, drain: Duration) {
         self.inner.shards.stop(drain).await;
-        self.inner.housekeeper.stop();
-        self.inner.workers.stop();
+        let (stopped, done) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        // Waiting for threads blocks, and this may be an async runtime's only one.
+        let waiter = thread::Builder::new().name("shoal-stop".to_owned()).spawn(move || {
+            inner.workers.stop();
+            inner.housekeeper.stop();
+            // Before the caller goes on: it may want to open the directory again.
+            drop(inner);
+            // Nobody may be waiting any more.
+            stopped.send(()).unwrap_or(());
+        });
+        match waiter {
+            Ok(_) => drop(done.await),
+            Err(error) => tracing::error!(%error, "no thread to stop the workers with; they end with the process"),
+        }
     }
 }
 
@@ -471,45 +478,6 @@ pub fn start(config: Config) -> Result<Handle, Error> {
     let shards = Arc::new(Shards::start(&config, id, seed, store.pool(), &workers)?);
     let peer_addr = config.advertise.unwrap_or_else(|| shards.addr());
     Ok(Handle { inner: Arc::new(Inner { id, peer_addr, store, workers, uploads, housekeeper, shards }) })
-}
-
-/// The thread that tells the store the time and has it look after itself.
-struct Housekeeper {
-    stop: Arc<AtomicBool>,
-    thread: thread::Thread,
-}
-
-impl Housekeeper {
-    fn start(store: Arc<Store>) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new().name("shoal-house".to_owned()).spawn(move || {
-            while !stopped.load(Relaxed) {
-                store.tick(unix_now());
-                store.enforce_quota();
-                if let Err(error) = store.expire_uploads(UPLOAD_IDLE_S) {
-                    tracing::warn!(%error, "idle upload could not be removed");
-                }
-                thread::park_timeout(HOUSEKEEPING);
-            }
-        })?;
-        Ok(Self { stop, thread: thread.thread().clone() })
-    }
-
-    fn stop(&self) {
-        self.stop.store(true, Relaxed);
-        self.thread.unpark();
-    }
-}
-
-impl Drop for Housekeeper {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The kernel's boot id. Where it is not told, an id that no other run has: nothing written before is trusted then.

@@ -7,6 +7,7 @@ pub mod buf;
 pub mod disk;
 mod driver;
 pub mod handle;
+mod housekeeper;
 mod inbox;
 pub mod job;
 mod limit;

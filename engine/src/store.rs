@@ -8,6 +8,7 @@
 //! sha512/...                                  the same
 //! upload/<uuid>/{data,state}                  an upload under way
 //! trash/<n>                                   on its way out
+//! index, id, lock                             the inventory, the node's name, the process that has the directory
 //! ```
 //!
 //! **A name under `cache` means proven, durable bytes, whenever the process or the power dies.** To get there: write and
@@ -23,6 +24,7 @@ mod error;
 pub mod evict;
 mod files;
 mod incoming;
+mod index;
 pub mod life;
 mod partial;
 mod pieces;
@@ -30,6 +32,8 @@ mod read;
 mod record;
 mod space;
 mod table;
+#[cfg(test)]
+mod tests;
 mod whole;
 
 pub use blob::Blob;
@@ -45,6 +49,7 @@ use crate::{
 };
 use counters::Counters;
 use files::{digest_of, parent, pin_path};
+use index::Inventory;
 use life::State;
 use peer_proto::{Algorithm, Digest};
 use std::{
@@ -86,6 +91,7 @@ pub struct Store {
     released: Condvar,
     /// Directories known to have durable names.
     durable: Mutex<HashSet<String>>,
+    inventory: Mutex<Inventory>,
     /// Numbers names in `trash` and `quarantine`.
     serial: AtomicU64,
     counters: Counters,
@@ -105,8 +111,8 @@ impl Drop for Claim<'_> {
 }
 impl Store {
     /// Opens what is on the disk: makes the directories, empties the trash, takes note of pins, uploads and partial blobs.
-    /// Whole blobs are not looked at: [`Self::scan`] finds them by and by, and whoever asks for one finds it at once. `now`
-    /// is in seconds since 1970.
+    /// Whole blobs are known from the last snapshot and not looked at: [`Self::scan`] compares by and by, and whoever asks for
+    /// one finds it at once. `now` is in seconds since 1970.
     pub fn open(disk: Arc<dyn Disk>, options: Options, pool: Pool, now: u64) -> io::Result<Self> {
         let store = Self {
             disk,
@@ -116,6 +122,7 @@ impl Store {
             table: Mutex::new(Table::new(options.quota)),
             released: Condvar::new(),
             durable: Mutex::default(),
+            inventory: Mutex::default(),
             serial: AtomicU64::new(0),
             counters: Counters::default(),
         };
@@ -123,6 +130,7 @@ impl Store {
         for listed in store.disk.list("trash")? {
             store.remove_tree(&format!("trash/{}", listed.name))?;
         }
+        store.load_index()?;
         for algorithm in ALGORITHMS {
             for listed in store.disk.list(&format!("{}/pins", algorithm.name()))? {
                 store.table().pins.extend(digest_of(algorithm, &listed.name));
@@ -250,8 +258,11 @@ impl Store {
         Ok(())
     }
 
-    /// Whole blobs after a digest, in digest order.
-    pub fn list(&self, after: Option<&Digest>, limit: usize) -> Vec<Entry> {
+    /// Whole blobs after a digest, in digest order. Finishes the scan first where it is all there is to know them by.
+    pub fn list(&self, after: Option<&Digest>, limit: usize) -> Result<Vec<Entry>, Error> {
+        while !self.is_inventoried() {
+            self.scan()?;
+        }
         let now = self.now();
         let table = self.table();
         let from = after.map_or(Bound::Unbounded, |digest| Bound::Excluded(*digest));
@@ -262,7 +273,7 @@ impl Store {
             idle: Duration::from_secs(now.saturating_sub(entry.used)),
             pinned: table.pins.contains(digest),
         });
-        entries.collect()
+        Ok(entries.collect())
     }
 
     /// Opens what is on disk of a blob.

@@ -44,6 +44,8 @@ struct World {
     /// Changes of names that are not durable yet, in order.
     pending: Vec<Change>,
     capacity: u64,
+    /// Bytes that files take.
+    taken: u64,
     ops: u64,
     faults: Vec<Fault>,
     /// Counts power cuts: handles of an earlier life are dead.
@@ -68,6 +70,15 @@ struct Content {
     modified: Duration,
     links: u32,
     handles: u32,
+    /// Durable names, and changes under way that would give it one.
+    durable_links: u32,
+}
+
+impl Content {
+    /// Bytes it takes of the disk.
+    fn size(&self) -> u64 {
+        if self.links + self.handles > 0 { self.ahead.max(self.bytes.len() as u64) } else { 0 }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +115,7 @@ impl Sim {
             next_inode: ROOT + 1,
             pending: Vec::new(),
             capacity,
+            taken: 0,
             ops: 0,
             faults: Vec::new(),
             life: 0,
@@ -143,7 +155,10 @@ impl Sim {
         let mut world = self.world();
         world.life += 1;
         world.faults.clear();
-        world.collect();
+        let ids: Vec<u64> = world.inodes.keys().copied().collect();
+        for id in ids {
+            world.change(id, |content| content.handles = 0);
+        }
     }
 
     /// Makes every page cold, as if other files had taken the memory.
@@ -235,27 +250,39 @@ impl World {
         }
         names.insert(name.to_owned(), id);
         self.next_inode += 1;
+        if let Inode::File(content) = &inode {
+            self.taken += content.size();
+        }
         self.inodes.insert(id, inode);
-        self.pending.push(Change { takes: None, gives: Some((dir, name.to_owned(), id)) });
+        self.note(Change { takes: None, gives: Some((dir, name.to_owned(), id)) });
         Ok(id)
     }
 
-    fn allocated(&self) -> u64 {
-        let files = self.inodes.values().map(|inode| match inode {
-            Inode::File(content) if content.links + content.handles > 0 => {
-                content.ahead.max(content.bytes.len() as u64)
-            }
-            Inode::File(_) | Inode::Dir { .. } => 0,
-        });
-        files.sum()
+    /// Changes a file's content or counts, keeps the books, and lets the file go with its last name and handle; out of sight it
+    /// is kept as long as a crash could bring a name of it back.
+    fn change<T>(&mut self, inode: u64, change: impl FnOnce(&mut Content) -> T) -> Option<T> {
+        let Some(Inode::File(content)) = self.inodes.get_mut(&inode) else { return None };
+        let before = content.size();
+        let result = change(content);
+        self.taken = self.taken - before + content.size();
+        if content.links + content.handles + content.durable_links == 0 {
+            self.inodes.remove(&inode);
+        }
+        Some(result)
+    }
+
+    fn note(&mut self, change: Change) {
+        if let Some((.., inode)) = change.gives {
+            self.change(inode, |content| content.durable_links += 1);
+        }
+        self.pending.push(change);
     }
 
     /// Grows what a file takes, where there is room.
     fn grow(&mut self, inode: u64, to: u64) -> io::Result<()> {
-        let (allocated, capacity) = (self.allocated(), self.capacity);
-        let content = self.content(inode)?;
-        let has = content.ahead.max(content.bytes.len() as u64);
-        if to > has && allocated + (to - has) > capacity {
+        let (taken, capacity) = (self.taken, self.capacity);
+        let has = self.content(inode)?.size();
+        if to > has && taken + (to - has) > capacity {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -278,15 +305,20 @@ impl World {
     }
 
     fn apply(&mut self, change: &Change) {
+        let mut unnamed = Vec::new();
         if let Some((dir, name)) = &change.takes
             && let Some(Inode::Dir { durable, .. }) = self.inodes.get_mut(dir)
         {
-            durable.remove(name);
+            unnamed.extend(durable.remove(name));
         }
         if let Some((dir, name, inode)) = &change.gives
             && let Some(Inode::Dir { durable, .. }) = self.inodes.get_mut(dir)
         {
-            durable.insert(name.clone(), *inode);
+            // Counted since it was noted.
+            unnamed.extend(durable.insert(name.clone(), *inode));
+        }
+        for inode in unnamed {
+            self.change(inode, |content| content.durable_links -= 1);
         }
     }
 
@@ -331,34 +363,15 @@ impl World {
         self.inodes.retain(|id, inode| {
             let links = links.get(id).copied().unwrap_or(0);
             if let Inode::File(content) = inode {
-                content.links = links;
-                content.handles = 0;
+                (content.links, content.durable_links, content.handles) = (links, links, 0);
             }
             *id == ROOT || links > 0
         });
-    }
-
-    fn unlinked(&mut self, inode: u64) {
-        if let Some(Inode::File(content)) = self.inodes.get_mut(&inode) {
-            content.links -= 1;
-        }
-        self.release(inode);
-    }
-
-    fn release(&mut self, inode: u64) {
-        // A file goes with its last name and handle, and is kept out of sight as long as a crash could bring its name back.
-        if matches!(self.inodes.get(&inode), Some(Inode::File(c)) if c.links == 0 && c.handles == 0)
-            && !self.durable_somewhere(inode)
-        {
-            self.inodes.remove(&inode);
-        }
-    }
-
-    /// Whether a crash could bring a name of this inode back.
-    fn durable_somewhere(&self, inode: u64) -> bool {
-        let held = |dir: &Inode| matches!(dir, Inode::Dir { durable, .. } if durable.values().any(|id| *id == inode));
-        let pending = |change: &Change| change.gives.as_ref().is_some_and(|(.., id)| *id == inode);
-        self.inodes.values().any(held) || self.pending.iter().any(pending)
+        let files = self.inodes.values().map(|inode| match inode {
+            Inode::File(content) => content.size(),
+            Inode::Dir { .. } => 0,
+        });
+        self.taken = files.sum();
     }
 }
 
@@ -395,13 +408,13 @@ impl Disk for Sim {
             Space::Length(len) => (len, len),
             Space::Ahead(ahead) => (0, ahead),
         };
-        if world.allocated() + ahead > world.capacity {
+        if world.taken + ahead > world.capacity {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let modified = world.now;
         let bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::StorageFull)?];
-        let inode = world
-            .add(path, Inode::File(Content { bytes, ahead, modified, links: 1, handles: 1, ..Content::default() }))?;
+        let content = Content { bytes, ahead, modified, links: 1, handles: 1, ..Content::default() };
+        let inode = world.add(path, Inode::File(content))?;
         Ok(Arc::new(Open { sim: self.clone(), inode, life: world.life }))
     }
 
@@ -436,7 +449,7 @@ impl Disk for Sim {
         let replaced = world.find(to).ok();
         world.moved(from, to)?;
         if let Some(replaced) = replaced {
-            world.unlinked(replaced);
+            world.change(replaced, |content| content.links -= 1);
         }
         Ok(())
     }
@@ -456,7 +469,7 @@ impl Disk for Sim {
         let inode = world.find(path)?;
         world.content(inode)?;
         world.unnamed(path)?;
-        world.unlinked(inode);
+        world.change(inode, |content| content.links -= 1);
         Ok(())
     }
 
@@ -495,7 +508,7 @@ impl Disk for Sim {
 
     fn free(&self) -> io::Result<u64> {
         let world = self.world();
-        Ok(world.capacity.saturating_sub(world.allocated()))
+        Ok(world.capacity.saturating_sub(world.taken))
     }
 }
 
@@ -507,14 +520,14 @@ impl World {
         self.names(to_dir)?.insert(to_name.to_owned(), inode);
         self.names(from_dir)?.remove(from_name);
         let takes = Some((from_dir, from_name.to_owned()));
-        self.pending.push(Change { takes, gives: Some((to_dir, to_name.to_owned(), inode)) });
+        self.note(Change { takes, gives: Some((to_dir, to_name.to_owned(), inode)) });
         Ok(())
     }
 
     fn unnamed(&mut self, path: &str) -> io::Result<()> {
         let (dir, name) = self.place(path)?;
         self.names(dir)?.remove(name);
-        self.pending.push(Change { takes: Some((dir, name.to_owned())), gives: None });
+        self.note(Change { takes: Some((dir, name.to_owned())), gives: None });
         Ok(())
     }
 }
@@ -541,11 +554,9 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let Ok(mut world) = self.world() else { return };
-        if let Ok(content) = world.content(self.inode) {
-            content.handles -= 1;
+        if let Ok(mut world) = self.world() {
+            world.change(self.inode, |content| content.handles -= 1);
         }
-        world.release(self.inode);
     }
 }
 
@@ -560,17 +571,16 @@ impl File for Open {
         let end = offset + bytes.len() as u64;
         world.grow(self.inode, end)?;
         let now = world.now;
-        let content = world.content(self.inode)?;
         let range = span(offset, end)?;
-        if content.bytes.len() < range.end {
-            content.bytes.resize(range.end, 0);
-        }
-        content.bytes[range].copy_from_slice(bytes);
-        content.modified = now;
-        for page in pages(offset..end) {
-            content.dirty.insert(page);
-            content.cached.insert(page);
-        }
+        world.change(self.inode, |content| {
+            if content.bytes.len() < range.end {
+                content.bytes.resize(range.end, 0);
+            }
+            content.bytes[range].copy_from_slice(bytes);
+            content.modified = now;
+            content.dirty.extend(pages(offset..end));
+            content.cached.extend(pages(offset..end));
+        });
         Ok(())
     }
 
@@ -588,9 +598,11 @@ impl File for Open {
     fn trim(&self, len: u64) -> io::Result<()> {
         let mut world = self.world()?;
         world.step()?;
-        let content = world.content(self.inode)?;
-        content.bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
-        content.ahead = 0;
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::StorageFull)?;
+        world.change(self.inode, |content| {
+            content.bytes.resize(len, 0);
+            content.ahead = 0;
+        });
         Ok(())
     }
 

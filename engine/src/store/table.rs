@@ -99,6 +99,12 @@ impl Table {
         self.changes += 1;
     }
 
+    /// Takes up what an earlier process knew, in digest order. Nothing else has been entered yet.
+    pub(super) fn enter_all(&mut self, entries: impl Iterator<Item = (Digest, Entry)>) {
+        self.entries = entries.collect();
+        self.used = self.entries.values().map(|entry| entry.length).sum();
+    }
+
     /// Drops what is known of a blob and gives its bytes back.
     pub(super) fn forget(&mut self, digest: &Digest) {
         if let Some(entry) = self.entries.remove(digest) {
