@@ -10,6 +10,8 @@
 //!   loops of its own.
 
 pub(crate) mod monoio;
+#[cfg(test)]
+pub(crate) mod sim;
 
 use crate::{
     buf::Buf,
@@ -214,6 +216,8 @@ impl Send {
 #[derive(Debug)]
 pub(crate) enum Carried {
     Socket(OwnedFd),
+    #[cfg(test)]
+    Simulated(sim::Wire),
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Whole swarms in virtual time, without sockets: the real download, announce schedule and hand-out, joined by messages that take a
 //! millisecond and uplinks that send a piece in ten.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test's helpers and made-up numbers")]
+
 use peer_proto::{
     Digest, Instant, PeerId, PieceSet,
     announce::{self, Announcer, Blob, Node as Me, Request, Response, State},

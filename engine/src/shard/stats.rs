@@ -8,6 +8,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
+    #[cfg(test)]
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
     pub(crate) fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }

@@ -17,6 +17,9 @@ pub(crate) const MIB: usize = 1 << 20;
 /// Longer than anything takes that is going to happen at all.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Tests that count the process's descriptors write, all others read.
+pub(crate) static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
 pub(crate) struct Node {
     pub(crate) handle: Handle,
     /// Removed with the node.

@@ -2,5 +2,6 @@
 #![allow(missing_docs, reason = "tests")]
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "tests")]
 
+mod connections;
 mod kit;
 mod swarm;

@@ -1,11 +1,17 @@
 //! Blobs between nodes.
 
-use crate::kit::{MIB, Node, blob, on_both_drivers, timely, until};
-use engine::handle::{DriverChoice, Stat};
+use crate::kit::{ALONE, MIB, Node, blob, namespace, on_both_drivers, timely, until};
+use engine::handle::{Active, Class, DriverChoice, Error, Stat};
+use std::time::Duration;
 
-on_both_drivers! { a_blob_goes_from_an_origin_to_an_agent }
+on_both_drivers! {
+    a_blob_goes_from_an_origin_to_an_agent
+    a_stopped_download_is_gone_and_its_readers_know
+    notices_tell_of_a_download_from_its_start_to_its_end
+}
 
 async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
+    let _some = ALONE.read().await;
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let blob = blob(64 * MIB + 12_345, 1);
     let layout = origin.put(&blob).await;
@@ -18,4 +24,46 @@ async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
     until("the origin has closed its books", || origin.metric("peer_connections") > 0).await;
     let sent = origin.metric("peer_sent_bytes_total") as u64;
     assert!(sent < layout.length() + layout.length() / 100, "{sent} bytes sent");
+}
+
+async fn a_stopped_download_is_gone_and_its_readers_know(driver: DriverChoice) {
+    let _some = ALONE.read().await;
+    let (origin, agent) = (Node::origin(driver), Node::agent(driver));
+    let layout = origin.put(&blob(3 * MIB, 4)).await;
+    agent.handle.download(namespace(), layout.clone(), Class::Foreground).await.unwrap();
+    assert!(matches!(agent.handle.stat(layout.digest()).await.unwrap(), Stat::Partial { have: 0, .. }));
+    let mut reader = agent.handle.read(layout.digest(), 5..10).await.unwrap();
+    let mut hasty = agent.handle.read(layout.digest(), 5..10).await.unwrap();
+    hasty.patience(Duration::from_millis(20));
+    assert!(matches!(timely(hasty.next()).await, Some(Err(Error::Stalled { .. }))));
+    let waiting = tokio::spawn(async move { reader.next().await });
+    let handle = agent.handle.clone();
+    let digest = *layout.digest();
+    let end = tokio::spawn(async move { handle.wait(&digest).await });
+    tokio::task::yield_now().await;
+    agent.handle.stop(layout.digest()).await.unwrap();
+    assert!(matches!(timely(waiting).await.unwrap(), Some(Err(Error::Stopped(_) | Error::NotFound(_)))));
+    assert!(matches!(timely(end).await.unwrap(), Err(Error::Stopped(_) | Error::NotFound(_))));
+    assert!(matches!(agent.handle.stat(layout.digest()).await.unwrap(), Stat::Absent));
+    assert!(matches!(agent.handle.read(layout.digest(), 0..1).await, Err(Error::NotFound(_))));
+}
+
+async fn notices_tell_of_a_download_from_its_start_to_its_end(driver: DriverChoice) {
+    let _some = ALONE.read().await;
+    let (origin, agent) = (Node::origin(driver), Node::agent(driver));
+    let layout = origin.put(&blob(2 * MIB, 5)).await;
+    agent.handle.download(namespace(), layout.clone(), Class::Background).await.unwrap();
+    let first = timely(agent.handle.notice()).await.unwrap();
+    assert_eq!((first.digest, first.have, first.pieces), (*layout.digest(), 0, 2));
+    assert!(matches!(first.state, Active::Leeching { want } if want > 0), "{first:?}");
+    agent.handle.peers(layout.digest(), vec![origin.peer()]);
+    loop {
+        let notice = timely(agent.handle.notice()).await.unwrap();
+        if notice.state == Active::Seeding {
+            assert_eq!((notice.have, notice.namespace), (2, namespace()));
+            break;
+        }
+    }
+    assert!(agent.handle.evict(layout.digest()).await.unwrap());
+    assert_eq!(timely(agent.handle.notice()).await.unwrap().state, Active::Gone);
 }
