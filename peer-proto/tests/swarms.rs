@@ -200,10 +200,10 @@ impl Net {
         match msg {
             Msg::Dial { to, from } => {
                 let node = &self.nodes[to];
-                let room = node
-                    .swarm
-                    .as_ref()
-                    .map_or(swarm::admits_leecher(node.links.len(), node.origin), |swarm| swarm.admits(&id(from)));
+                let room = node.swarm.as_ref().map_or_else(
+                    || swarm::admits_leecher(node.links.len(), node.origin),
+                    |swarm| swarm.admits(&id(from)),
+                );
                 let taken = node.up && self.nodes[from].up && room;
                 if taken {
                     self.nodes[to].links.insert(from);

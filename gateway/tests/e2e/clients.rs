@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 /// Copies an image into a folder with skopeo and compares every byte that arrived with what was pushed.
 pub(crate) fn pull_and_compare(from: &str, image: &Image, into: &Path) -> Result<()> {
     let to = format!("oci:{}:t", into.display());
-    run("skopeo", &["copy", "-q", "--src-tls-verify=false", &format!("docker://{from}"), &to])?;
+    run("skopeo", &["copy", "-q", "--preserve-digests", "--src-tls-verify=false", &format!("docker://{from}"), &to])?;
     let same = |digest| -> Result<bool> { Ok(fs::read(blob(into, digest))? == fs::read(image.blob(digest))?) };
     ensure!(same(&image.manifest)?, "manifest differs");
     for (digest, _) in &image.layers {
@@ -24,7 +24,10 @@ pub(crate) fn pull_and_compare(from: &str, image: &Image, into: &Path) -> Result
 }
 
 pub(crate) fn push(image: &Image, to: &str) -> Result<()> {
-    run("skopeo", &["copy", "-q", "--dest-tls-verify=false", &image.oci(), &format!("docker://{to}")])?;
+    run(
+        "skopeo",
+        &["copy", "-q", "--preserve-digests", "--dest-tls-verify=false", &image.oci(), &format!("docker://{to}")],
+    )?;
     Ok(())
 }
 
