@@ -81,7 +81,7 @@ fn docker_podman_and_buildah_push_and_pull() -> Result<()> {
     }
 
     let podman = Podman::new(dir.path());
-    podman.podman(&["pull", "-q", &image.oci()])?;
+    podman.podman(&["load", "-q", "-i", &archive])?;
     let id = podman.podman(&["images", "-q", "--no-trunc"])?.trim().to_owned();
     for (k, push) in [(0, Podman::podman as fn(&Podman, &[&str]) -> Result<String>), (1, Podman::buildah)] {
         let to = format!("docker://{}/podman/app:{k}", dev.proxy());
