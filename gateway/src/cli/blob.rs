@@ -371,6 +371,7 @@ mod tests {
         http::{Request, Response, Service},
         registry::range,
     };
+    use futures_util::StreamExt as _;
     use std::sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -399,8 +400,12 @@ mod tests {
             let cut = part.slice(..part.len().min(self.most));
             self.sent.fetch_add(cut.len() as u64, Relaxed);
             let short = cut.len() < part.len();
-            let broke = short.then(|| Err(io::Error::other("broke off")));
-            let frames = futures_util::stream::iter(std::iter::once(Ok(cut)).chain(broke));
+            let broke = futures_util::stream::iter(short.then_some(())).then(|()| async {
+                // Lets what came before out first.
+                tokio::task::yield_now().await;
+                Err(io::Error::other("broke off"))
+            });
+            let frames = futures_util::stream::iter([Ok(cut)]).chain(broke);
             let mut response = Response::new(http::stream(frames));
             response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());
             if range.start > 0 {
