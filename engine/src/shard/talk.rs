@@ -33,6 +33,8 @@ impl Core {
                 Pumped::Receive(op) => self.effects.push_back(Effect::Recv { socket: link.id, op }),
                 Pumped::Starved => {
                     self.setup.stats.starved.add(1);
+                    // It is us who keep the peer waiting: its clock must not run meanwhile.
+                    link.conn.handle(self.now, conn::Event::Held);
                     self.starved.insert(link.id);
                     self.starve();
                 }
