@@ -27,13 +27,21 @@ pub async fn replayable(store: Arc<dyn Backend>) {
     replacement_is_atomic(store).await;
 }
 
+/// Bytes that tell where they are from: no part of them repeats within a power of two.
 fn pattern(len: usize, salt: u8) -> Bytes {
+    const PERIOD: usize = 4099;
     let mut byte = salt;
     let mut next = || {
         byte = byte.wrapping_mul(167).wrapping_add(13);
         byte
     };
-    (0..len).map(|_| next()).collect()
+    let period: Vec<u8> = (0..PERIOD).map(|i| next() ^ i.to_le_bytes()[1]).collect();
+    let mut bytes = Vec::with_capacity(len + PERIOD);
+    while bytes.len() < len {
+        bytes.extend_from_slice(&period);
+    }
+    bytes.truncate(len);
+    bytes.into()
 }
 
 async fn read(store: &dyn Backend, name: &str) -> Bytes {

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -31,12 +31,18 @@ struct Faults {
     config: FaultConfig,
     random: Mutex<Random>,
     down: AtomicBool,
+    refused: AtomicU64,
 }
 
 impl Faulty {
     /// Adds faults to `inner`.
     pub fn new(inner: Arc<dyn Backend>, config: FaultConfig) -> Self {
-        let faults = Faults { config, random: Mutex::new(Random::new(config.seed)), down: AtomicBool::new(false) };
+        let faults = Faults {
+            config,
+            random: Mutex::new(Random::new(config.seed)),
+            down: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+        };
         Self { inner, faults: Arc::new(faults) }
     }
 
@@ -44,11 +50,17 @@ impl Faulty {
     pub fn set_down(&self, down: bool) {
         self.faults.down.store(down, Ordering::SeqCst);
     }
+
+    /// Calls and streams that failed because the store was down.
+    pub fn refused(&self) -> u64 {
+        self.faults.refused.load(Ordering::SeqCst)
+    }
 }
 
 impl Faults {
     fn draw(&self, per_mille: u32) -> Result<(), Error> {
         if self.down.load(Ordering::SeqCst) {
+            self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(Error::Unavailable("injected outage".into()));
         }
         if self.random.lock().unwrap_or_else(PoisonError::into_inner).chance(per_mille) {

@@ -14,13 +14,19 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longest wait for one index's answer to a question.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for one index to check and store a tag.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for any index to be back, unless told otherwise: a restart, not an outage.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// First wait before all indexes are asked again; doubles up to [`ROUND_PAUSE_MAX`].
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// Longest such wait.
+const ROUND_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Longest list taken, bytes.
 const LIST_LEN_MAX: usize = 64 << 20;
 /// Longest other answer taken, bytes.
@@ -60,6 +66,8 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Index {
     inner: Arc<Inner>,
+    /// Longest wait while none of them answers.
+    patience: Duration,
 }
 
 struct Inner {
@@ -72,7 +80,13 @@ struct Inner {
 impl Index {
     /// A client of these indexes, in order of preference.
     pub fn new(indexes: Vec<HostPort>, http: Client) -> Self {
-        Self { inner: Arc::new(Inner { indexes, http, first: AtomicUsize::new(0) }) }
+        Self { inner: Arc::new(Inner { indexes, http, first: AtomicUsize::new(0) }), patience: PATIENCE }
+    }
+
+    /// The same client, waiting at most `patience` while no index answers.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// What a tag stands for.
@@ -143,7 +157,8 @@ impl Index {
 
     /// Whether any index can do its work.
     pub async fn readiness(&self) -> Result<(), Error> {
-        self.ask(Method::GET, "/readiness", READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+        let asking = self.clone().with_patience(Duration::ZERO);
+        asking.ask(Method::GET, "/readiness", READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
     }
 
     async fn page(&self, path: &str, page: &Page) -> Result<Listing, Error> {
@@ -154,11 +169,31 @@ impl Index {
         Ok(Listing { items: answer.result, more: !answer.links.next.is_empty() })
     }
 
-    /// Asks one after the other, beginning with the one that answered last, until one answers. Every request may be repeated:
-    /// what an index did and could not tell any more, the next does again.
+    /// Asks one after the other, beginning with the one that answered last, until one answers; and all again, after a pause, while
+    /// patience lasts. Every request may be repeated: what an index did and could not tell any more, the next does again. Only a
+    /// removal that was done and not told is then said to be of nothing.
     async fn ask(
         &self,
         method: Method,
+        path: &str,
+        timeout: Duration,
+        len_max: usize,
+    ) -> Result<(String, Bytes), Error> {
+        let until = Instant::now() + self.patience;
+        let mut pause = ROUND_PAUSE;
+        loop {
+            match self.ask_all(&method, path, timeout, len_max).await {
+                Err(Error::Unavailable(_)) if Instant::now() + pause < until => {}
+                answer => return answer,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ROUND_PAUSE_MAX);
+        }
+    }
+
+    async fn ask_all(
+        &self,
+        method: &Method,
         path: &str,
         timeout: Duration,
         len_max: usize,
@@ -167,7 +202,7 @@ impl Index {
         let first = self.inner.first.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for number in (0..count).map(|i| (first + i) % count) {
-            match self.ask_one(&self.inner.indexes[number], &method, path, timeout, len_max).await {
+            match self.ask_one(&self.inner.indexes[number], method, path, timeout, len_max).await {
                 Err(Error::Unavailable(failure)) => failures.push(failure),
                 answer => {
                     self.inner.first.store(number, Ordering::Relaxed);
@@ -176,7 +211,6 @@ impl Index {
             }
         }
         let failures = if count == 0 { "none is known".to_owned() } else { failures.join("; ") };
-        // The sender of a removal that was done and not told is left in doubt, as with any other failure.
         Err(Error::Unavailable(failures))
     }
 

@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::{
-    client::index::{Error, Index},
+    client::{
+        Origins,
+        cluster::CALLING,
+        index::{Error, Index},
+    },
     http::Client,
     registry::paging::Page,
 };
@@ -46,7 +50,7 @@ impl Node {
     }
 
     fn client(&self) -> Index {
-        Index::new(vec![self.addr.clone()], Client::default())
+        Index::new(vec![self.addr.clone()], Client::default()).with_patience(Duration::ZERO)
     }
 
     /// Status, content type and body of a request by hand.
@@ -234,6 +238,7 @@ async fn several_indexes_over_one_backend_are_one_index() {
     assert_eq!(std::fs::read_to_string(path).unwrap(), digest(49).to_string());
 
     let both = Index::new(vec![one.addr.clone(), two.addr.clone()], Client::default());
+    let both = both.with_patience(Duration::ZERO);
     assert_eq!(both.get(&tag("lib/app:1")).await, Ok(digest(49)));
     one.stop().await;
     assert_eq!(both.get(&tag("lib/app:1")).await, Ok(digest(49)), "the other answers");
@@ -261,6 +266,24 @@ async fn an_outage_is_not_an_absence() {
     assert_eq!(index.get(&tag("a:1")).await, Ok(digest(1)));
     assert!(index.head(&tag("a:1")).await.unwrap());
     assert!(!index.head(&tag("a:2")).await.unwrap());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_waits_for_an_index_to_be_back() {
+    let store = Arc::new(Faulty::new(Arc::new(Memory::default()), FaultConfig::default()));
+    let node = Node::over(store.clone(), None).await;
+    let patient = node.client().with_patience(Duration::from_secs(60));
+    patient.put(&tag("a:1"), &digest(1)).await.unwrap();
+    store.set_down(true);
+    let name = tag("a:1");
+    let mut get = std::pin::pin!(patient.get(&name));
+    while store.refused() == 0 {
+        assert!(get.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    store.set_down(false);
+    assert_eq!(get.await, Ok(digest(1)));
     node.stop().await;
 }
 
@@ -312,6 +335,69 @@ async fn a_tag_needs_its_content() {
     assert!(node.service.readiness().await.is_err());
     assert_eq!(index.get(&tag("a:1")).await, Ok(digest(1)), "reads do not need the origins");
     node.stop().await;
+}
+
+/// An origin's two routes that a check uses, over blobs at hand.
+struct Blobs(Vec<Vec<u8>>);
+
+impl Blobs {
+    fn find(&self, path: &str) -> Option<&[u8]> {
+        let wanted = path.rsplit('/').next()?;
+        self.0.iter().find(|blob| digest_of(blob).to_string() == wanted).map(Vec::as_slice)
+    }
+}
+
+fn digest_of(bytes: &[u8]) -> Digest {
+    let mut hash = peer_proto::chain::Hasher::new(peer_proto::Algorithm::Sha256);
+    hash.update(bytes);
+    hash.finish()
+}
+
+impl http::Service for Blobs {
+    async fn answer(self: Arc<Self>, request: Request) -> Response {
+        match self.find(request.uri().path()) {
+            Some(blob) => http::with_type(StatusCode::OK, "application/octet-stream", blob.to_vec()),
+            None => http::status(StatusCode::NOT_FOUND),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_needs_what_it_refers_to() {
+    let described =
+        |blob: &[u8]| json!({"mediaType": "x/y", "digest": digest_of(blob).to_string(), "size": blob.len()});
+    let image = |config: &[u8], layers: &[&[u8]]| {
+        let layers: Vec<Value> = layers.iter().map(|layer| described(layer)).collect();
+        json!({"schemaVersion": 2, "config": described(config), "layers": layers}).to_string().into_bytes()
+    };
+    let whole = image(b"config", &[b"layer", b"layer"]);
+    let broken = image(b"config", &[b"layer", b"nowhere"]);
+    let many = json!({"schemaVersion": 2, "manifests": [described(&whole), described(b"nowhere")]});
+    let many = many.to_string().into_bytes();
+    let plain = b"no manifest at all".to_vec();
+    let blobs = [b"config".to_vec(), b"layer".to_vec(), whole.clone(), broken.clone(), many.clone(), plain.clone()];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = HostPort::from(listener.local_addr().unwrap());
+    let (stop, stopped) = watch::channel(false);
+    let server = tokio::spawn(http::serve(listener, Arc::new(Blobs(blobs.into())), stopped, Duration::from_secs(1)));
+    let origins = Origins::new(&[origin], 1, CALLING, Duration::ZERO, &Client::default()).unwrap();
+    let nowhere = digest_of(b"nowhere");
+    let repo: Namespace = "lib/app".parse().unwrap();
+    let (strict, sparse) = (OfOrigins::new(origins.clone(), false), OfOrigins::new(origins, true));
+    for (blob, strictly, sparsely) in [
+        (&whole, Ok(()), Ok(())),
+        (&broken, Err(Unmet::Missing(nowhere)), Err(Unmet::Missing(nowhere))),
+        (&many, Err(Unmet::Missing(nowhere)), Ok(())),
+        (&plain, Ok(()), Ok(())),
+        (&b"nowhere".to_vec(), Err(Unmet::Missing(nowhere)), Err(Unmet::Missing(nowhere))),
+    ] {
+        let digest = digest_of(blob);
+        assert_eq!(strict.check(&repo, &digest).await, strictly, "{}", String::from_utf8_lossy(blob));
+        assert_eq!(sparse.check(&repo, &digest).await, sparsely, "{}", String::from_utf8_lossy(blob));
+    }
+    stop.send_replace(true);
+    server.await.unwrap();
+    assert!(matches!(strict.check(&repo, &digest_of(&whole)).await, Err(Unmet::Unavailable(_))));
 }
 
 #[tokio::test]
