@@ -3,7 +3,7 @@
 //! Whoever asks for the same blob meanwhile shares the work. The bytes are hashed on their way in and appear under their name only
 //! if they are the digest.
 
-use super::{Shared, figures, refusal, write_back::name_in_backend};
+use super::{Shared, figures, refusal, replicas::HOLDS_TIMEOUT, write_back::name_in_backend};
 use crate::{
     client::{cluster::Member, origin::Reach},
     http,
@@ -12,7 +12,10 @@ use crate::{
 use backends::Backend;
 use bytes::Bytes;
 use engine::handle::{Stat, Upload};
-use futures_util::{StreamExt, future::join_all, stream::BoxStream};
+use futures_util::{
+    StreamExt,
+    stream::{BoxStream, FuturesUnordered},
+};
 use http_body_util::BodyExt;
 use peer_proto::{Digest, Layout, Namespace};
 use std::{sync::Arc, time::Duration};
@@ -60,12 +63,18 @@ impl Shared {
         let others: Vec<_> = others.filter(|member| *member != self.me && self.cluster.is_up(*member)).collect();
         let asked = others.into_iter().map(|member| async move {
             let origin = self.cluster.origin(member);
-            let size =
-                tokio::time::timeout(super::replicas::HOLDS_TIMEOUT, origin.stat(namespace, digest, Reach::Local));
+            let size = tokio::time::timeout(HOLDS_TIMEOUT, origin.stat(namespace, digest, Reach::Local));
             let size = size.await.ok()?.ok()?;
             Some(Found { size, source: Source::Origin(member) })
         });
-        join_all(asked).await.into_iter().flatten().next()
+        // The first that has it will do; one that hangs is not waited for then.
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while let Some(found) = asked.next().await {
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
     }
 
     async fn locate_backend(&self, namespace: &Namespace, digest: &Digest) -> Result<Found, http::Error> {
@@ -114,10 +123,11 @@ impl Shared {
         }))
     }
 
-    /// Has the other owners given what came from the backend, while clients already read it here.
+    /// Has the other owners given what came from the backend, while clients already read it here. Where there is no place for that
+    /// now, they fetch it when they are asked, or repair brings it.
     fn share(self: &Arc<Self>, digest: Digest) {
         for owner in self.cluster.owners(&digest) {
-            if owner == self.me {
+            if owner == self.me || self.transfers.available_permits() == 0 {
                 continue;
             }
             let shared = self.clone();

@@ -6,7 +6,7 @@ use crate::{
         Origins,
         cluster::CALLING,
         health::Rules,
-        origin::{Error as Call, UPLOAD_OFFSET},
+        origin::{Error as Call, Origin, UPLOAD_OFFSET},
     },
     registry::range::Spec,
 };
@@ -536,6 +536,42 @@ async fn write_back_survives_a_restart_and_holds_the_blob_until_done() {
     until("the backend has it", || cluster.in_backend(&bytes)).await;
     until("it may go", async || cluster.say(Method::DELETE, &held, NONE, Bytes::new()).await.0 == 202).await;
     assert_eq!(cluster.pull(&digest).await.unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_never_came_is_forgotten_and_one_that_is_lost_is_not() {
+    let cluster = Cluster::start(2, 2).await;
+    let (origin, bytes) = (cluster.running(0), content(55, 5000));
+    let digest = digest_of(&bytes);
+    let task = |payload: &'static [u8]| retry::Task {
+        key: format!("{digest} {}", namespace()),
+        payload: Bytes::from_static(payload),
+        failures: 0,
+    };
+    // An upload that was refused at its commit leaves an intent, and a pin.
+    let start = format!("/internal/blobs/{digest}/uploads");
+    let started = cluster.call(0, Method::POST, &start, NONE, Bytes::new()).await;
+    let id = started.headers()[header::LOCATION].to_str().unwrap();
+    let commit = format!("/namespace/lib%2Fapp/uploads/{id}?digest={digest}");
+    assert_eq!(cluster.say(Method::PUT, &commit, NONE, Bytes::new()).await.0, 400);
+    assert!(matches!(origin.engine.evict(&digest).await, Err(engine::handle::Error::Pinned(_))));
+    origin.service.shared.write_back(task(write_back::INTENT)).await.unwrap();
+    assert!(!origin.engine.evict(&digest).await.unwrap());
+    // One that was acknowledged and is nowhere is told, and kept as a task.
+    let lost = origin.service.shared.write_back(task(write_back::HELD)).await;
+    assert_eq!(lost, Err(retry::Failure::Never("blob is nowhere".into())));
+    assert_eq!(origin.service.shared.figures.lost.get(), 1);
+    // Lost here only: it comes back from the other owner, and goes to the backend.
+    cluster.faults.set_down(true);
+    let (client, ns) = (Origin::new(cluster.nodes[0].addr.clone(), Client::default()), namespace());
+    let id = client.start(&ns, Algorithm::Sha256, None).await.unwrap().id;
+    client.append(&ns, &id, None, None, http::full(bytes.clone())).await.unwrap();
+    client.commit(&ns, &id, &digest).await.unwrap();
+    origin.engine.unpin(&digest).await.unwrap();
+    assert!(origin.engine.evict(&digest).await.unwrap());
+    cluster.faults.set_down(false);
+    until("the backend has it", || cluster.in_backend(&bytes)).await;
+    until("it is here again", || cluster.holds(0, &digest)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
