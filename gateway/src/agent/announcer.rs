@@ -3,8 +3,9 @@
 use crate::client::{Tracker, tracker};
 use engine::handle::{Active, Handle, Notice, Peer};
 use peer_proto::{
-    Instant,
+    Instant, PeerId,
     announce::{Announcer, Blob, Effect, Event, Node, Request, Response, State, TrackerId},
+    swarm,
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -121,9 +122,15 @@ async fn ask(
     (tracker, trackers.announce(&label, &request).await)
 }
 
+/// Peers that a download aims at. The engine tells how many are missing.
+const DEGREE: u16 = swarm::Config::new(PeerId::new([0; 20]), 0).degree;
+
 fn blob(notice: &Notice) -> Blob {
     let state = match notice.state {
-        Active::Leeching { want } => State::Leeching { have: notice.have, pieces: notice.pieces, peers: 0, want },
+        Active::Leeching { want } => {
+            let peers = DEGREE.saturating_sub(want);
+            State::Leeching { have: notice.have, pieces: notice.pieces, peers, want }
+        }
         Active::Seeding => State::Seeding { peers: 0 },
         Active::Gone => State::Gone,
     };
