@@ -78,7 +78,7 @@ pub(crate) fn seed(node: &Node, file: &Path) -> Result<()> {
     let layout = runtime.block_on(take_in(&handle, file))?;
     let beside = node.data_dir.with_extension("layout");
     fs::write(&beside, layout.encode())?;
-    let sent = || metric(&handle, "peer_piece_bytes_sent_total");
+    let sent = || metric(&handle, "peer_sent_bytes_total");
     child::answer(&format!("{} {} {}", handle.peer_addr(), handle.id(), beside.display()), || Ok(0), sent)?;
     runtime.block_on(handle.shutdown(DRAIN));
     Ok(())

@@ -117,7 +117,15 @@ impl Core {
                 tracing::warn!(%digest, %error, "a peer sent a wrong piece");
                 swarm::Event::Arrived { slot, piece, verdict: Verdict::Wrong }
             }
-            Err(PieceError::Gone) => return self.fail(&digest, &Error::Stopped(digest)),
+            // Overtaken by an upload, in which case the store has the whole blob for us; or deleted, and the store says so.
+            Err(PieceError::Gone) => {
+                if let Some(shared) = self.blobs.get(&digest) {
+                    let job = Job::Finish { blob: shared.blob.clone() };
+                    self.submit(Pending::Finish(digest), job);
+                    return;
+                }
+                return self.fail(&digest, &Error::Stopped(digest));
+            }
             Err(PieceError::Disk(error)) => {
                 stats.pieces_unstored.add(1);
                 tracing::error!(%digest, %error, "a piece could not be stored");

@@ -61,7 +61,7 @@ fn pulls_survive_kill_nine_of_agents_and_an_origin() -> Result<()> {
         (0..3).map(|k| pull(&cluster.agents[k].api, &digest, &into[k])).collect::<Result<_>>()?;
     for k in 0..3 {
         let api = cluster.agents[k].api.clone();
-        wait_for("a few pieces to arrive", Duration::from_secs(30), || progress(&api) > 20.0 * 1e6)?;
+        wait_for("a good part to arrive", Duration::from_secs(60), || progress(&api) > 200.0 * 1e6)?;
     }
     let config_dir = cluster.dir().to_owned();
     cluster.origins[0].kill()?;
@@ -85,7 +85,8 @@ fn pulls_survive_kill_nine_of_agents_and_an_origin() -> Result<()> {
     for k in [0, 1] {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let again = progress(&cluster.agents[k].api) / size as f64;
-        ensure!(again < 0.99, "agent {k} fetched {again:.2} of the blob after its restart");
+        // It had a fifth; what was on its way when it died, and what the endgame asks for twice, comes again.
+        ensure!(again < 0.9, "agent {k} fetched {again:.2} of the blob after its restart");
     }
     Ok(())
 }
