@@ -42,7 +42,7 @@ pub struct Service<C> {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct CodeLabel {
-    code: String,
+    code: &'static str,
 }
 
 impl<C: Content> Service<C> {
@@ -119,8 +119,7 @@ impl<C: Content> http::Service for Service<C> {
         let (body, lent) = Lent::new(body, parts.headers.contains_key(header::EXPECT));
         let mut response = self.route(&parts, body).await.unwrap_or_else(|error| {
             for entry in &error.entries {
-                let code = serde_json::to_value(entry.code).ok();
-                let code = code.as_ref().and_then(|code| code.as_str()).unwrap_or_default().to_owned();
+                let code = entry.code.name();
                 self.errors.get_or_create(&CodeLabel { code }).inc();
             }
             if error.status.is_server_error() {
