@@ -1,4 +1,4 @@
-//! The index: which digest a tag stands for.
+//! The index: which digest a tag stands for, and which content is a repository's.
 //!
 //! Tags are small objects in a storage backend, in the tree a registry keeps them in, so several indexes over one backend are
 //! one index, and none has anything to lose. Nothing is cached that could be old: a tag that was put is in the backend before
@@ -15,11 +15,16 @@
 //! | `GET /list/{prefix}` | 200 and a list of `repo:tag`, in the order of the tree |
 //! | `PUT`, `DELETE /repositories/{repo}/referrers/{subject}/{digest}` | 200; 404 |
 //! | `GET /repositories/{repo}/referrers/{subject}` | 200 and a list of digests |
+//! | `PUT /repositories/{repo}/manifests/{digest}?subject=&tag=` | 200: a manifest that the origins have, and its tags; as of tags |
+//! | `PUT /repositories/{repo}/content/{digest}` | 200: it is the repository's |
+//! | `GET`, `HEAD /repositories/{repo}/content/{digest}` | 200 unless it was deleted from the repository; then 404 |
+//! | `DELETE /repositories/{repo}/content/{digest}?subject=` | 200: it is not the repository's any more, nor are its tags; 404 |
 //! | `GET /origin` | 200 and an origin's address |
 //!
 //! Tags are `repo:tag`; in a path they may be escaped once or twice. Lists are in pages by `n` and `last`, or by Kraken's
 //! `limit` and `offset`, where an offset is what the last answer's `links.next` says.
 
+mod content;
 mod dependencies;
 mod listing;
 mod name;
@@ -33,8 +38,10 @@ pub use name::{TagName, TagNameError};
 use crate::{
     config::{HostPort, Span},
     http::{self, Request, Response},
+    registry::Tag,
 };
 use backends::{Naming, RouteConfig, Router};
+use content::Revision;
 use hyper::{Method, StatusCode, Uri};
 use listing::Window;
 use peer_proto::{Digest, Namespace};
@@ -144,6 +151,24 @@ impl Service {
                 self.store.unrefer(&repository(repo)?, &digested(subject)?, &digested(digest)?).await?;
                 Ok(done())
             }
+            ["repositories", repo, "manifests", digest] if method == Method::PUT => {
+                self.put_manifest(uri, &repository(repo)?, &digested(digest)?).await
+            }
+            ["repositories", repo, "content", digest] if read => {
+                let record = self.store.record(&repository(repo)?, &digested(digest)?).await?;
+                match record.is_some_and(|record| record.state == content::State::Deleted) {
+                    true => Err(http::Error::not_found("deleted")),
+                    false => Ok(done()),
+                }
+            }
+            ["repositories", repo, "content", digest] if method == Method::PUT => {
+                self.store.keep(&repository(repo)?, &digested(digest)?).await?;
+                Ok(done())
+            }
+            ["repositories", repo, "content", digest] if method == Method::DELETE => {
+                self.store.remove(&repository(repo)?, &digested(digest)?, subject(uri)?.as_ref()).await?;
+                Ok(done())
+            }
             ["list", ..] if read => {
                 let (prefix, window) = (segments[1..].join("/"), Window::parse(uri)?);
                 let listing = self.store.list(&unescaped(&prefix)?, &window).await?;
@@ -154,7 +179,9 @@ impl Service {
                 Err(not_here(method))
             }
             ["repositories", _, "tags"] | ["repositories", _, "referrers", _] => Err(not_here(method)),
-            ["repositories", _, "referrers", _, _] => Err(not_here(method)),
+            ["repositories", _, "referrers", _, _] | ["repositories", _, "manifests" | "content", _] => {
+                Err(not_here(method))
+            }
             _ => Err(http::Error::not_found("no such route")),
         }
     }
@@ -164,15 +191,28 @@ impl Service {
     }
 
     async fn put(&self, tag: &TagName, digest: &Digest) -> Result<Response, http::Error> {
-        if let Some(dependencies) = &self.dependencies {
-            dependencies.check(tag.repository(), digest).await.map_err(|unmet| match unmet {
-                Unmet::Unavailable(_) => http::Error::unavailable(format!("tag {tag}: {unmet}")),
-                // 500 is Kraken's answer; its clients tell nothing else from success.
-                Unmet::Missing(_) | Unmet::Invalid(_) => http::Error::internal(format!("tag {tag}: {unmet}")),
-            })?;
-        }
+        self.check(tag.repository(), digest, &format!("tag {tag}")).await?;
         self.store.put(tag, digest).await?;
         Ok(done())
+    }
+
+    async fn put_manifest(&self, uri: &Uri, repo: &Namespace, digest: &Digest) -> Result<Response, http::Error> {
+        let tags: Result<Vec<Tag>, _> = http::query_all(uri, "tag").iter().map(|tag| tag.parse()).collect();
+        let tags = tags.map_err(|_| http::Error::bad_request("no name for a tag"))?;
+        let subject = subject(uri)?;
+        self.check(repo, digest, &format!("manifest {repo}@{digest}")).await?;
+        self.store.put_manifest(repo, Revision { digest, subject: subject.as_ref(), tags: &tags }).await?;
+        Ok(done())
+    }
+
+    /// Whether the origins have all that `digest` needs, where that is to be checked.
+    async fn check(&self, repository: &Namespace, digest: &Digest, what: &str) -> Result<(), http::Error> {
+        let Some(dependencies) = &self.dependencies else { return Ok(()) };
+        dependencies.check(repository, digest).await.map_err(|unmet| match unmet {
+            Unmet::Unavailable(_) => http::Error::unavailable(format!("{what}: {unmet}")),
+            // 500 is Kraken's answer; its clients tell nothing else from success.
+            Unmet::Missing(_) | Unmet::Invalid(_) => http::Error::internal(format!("{what}: {unmet}")),
+        })
     }
 
     async fn delete(&self, tag: &TagName) -> Result<Response, http::Error> {
@@ -231,6 +271,11 @@ fn named(segment: &str) -> Result<TagName, http::Error> {
 
 fn digested(segment: &str) -> Result<Digest, http::Error> {
     parsed(segment)
+}
+
+/// What the manifest of a request is about.
+fn subject(uri: &Uri) -> Result<Option<Digest>, http::Error> {
+    http::query(uri, "subject").map(|subject| digested(&subject)).transpose()
 }
 
 /// A repository is what could stand before a tag.

@@ -30,7 +30,7 @@ pub mod tags;
 mod tests;
 mod uploads;
 
-pub use content::{Chunk, Content, Failure, Part};
+pub use content::{Chunk, Content, Failure, Part, Push};
 pub use error::{Code, Error};
 pub use name::{Reference, Repository, Tag};
 pub use paging::{Listing, Page};

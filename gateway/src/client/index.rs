@@ -4,7 +4,10 @@ use crate::{
     config::HostPort,
     http::{self, Client, encode_segment},
     index::{ListAnswer, TagName},
-    registry::paging::{Listing, Page},
+    registry::{
+        Tag,
+        paging::{Listing, Page},
+    },
 };
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
@@ -108,12 +111,12 @@ impl Index {
     /// Lets a tag stand for a digest; afterwards that is durable and every later [`Index::get`] sees it.
     pub async fn put(&self, tag: &TagName, digest: &Digest) -> Result<(), Error> {
         let path = format!("{}/digest/{digest}", tag_path(tag));
-        self.ask(Method::PUT, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+        self.change(tag.repository(), Method::PUT, &path).await
     }
 
     /// Removes a tag; [`Error::NotFound`] where there is none.
     pub async fn delete(&self, tag: &TagName) -> Result<(), Error> {
-        self.ask(Method::DELETE, &tag_path(tag), WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+        self.change(tag.repository(), Method::DELETE, &tag_path(tag)).await
     }
 
     /// A repository's tags, sorted. One that has none has an empty list.
@@ -131,16 +134,50 @@ impl Index {
         self.page(&format!("/list/{}", encode_segment(prefix)), page).await
     }
 
+    /// Notes a manifest that the origins have as the repository's, and as one about `subject`, and lets `tags` stand for it;
+    /// afterwards that is durable.
+    pub async fn put_manifest(
+        &self,
+        repository: &Namespace,
+        digest: &Digest,
+        subject: Option<&Digest>,
+        tags: &[Tag],
+    ) -> Result<(), Error> {
+        let mut path = format!("/repositories/{}/manifests/{digest}?", encode_segment(repository.as_str()));
+        for tag in tags {
+            path += &format!("tag={tag}&");
+        }
+        path += &about(subject);
+        self.change(repository, Method::PUT, &path).await
+    }
+
+    /// Notes that content is the repository's, also where it was deleted before.
+    pub async fn keep(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
+        self.change(repository, Method::PUT, &content_path(repository, digest)).await
+    }
+
+    /// [`Error::NotFound`] where content was deleted from a repository.
+    pub async fn kept(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
+        self.ask(Method::GET, &content_path(repository, digest), READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// Takes content from a repository, with the tags that stand for it and the note that it is about `subject`;
+    /// [`Error::NotFound`] where that was done before.
+    pub async fn remove(&self, repository: &Namespace, digest: &Digest, subject: Option<&Digest>) -> Result<(), Error> {
+        let path = format!("{}?{}", content_path(repository, digest), about(subject));
+        self.change(repository, Method::DELETE, &path).await
+    }
+
     /// Notes that the manifest `referrer` is about `subject`.
     pub async fn refer(&self, repository: &Namespace, subject: &Digest, referrer: &Digest) -> Result<(), Error> {
         let path = format!("{}/{referrer}", referrers_path(repository, subject));
-        self.ask(Method::PUT, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+        self.change(repository, Method::PUT, &path).await
     }
 
     /// Takes that note back; [`Error::NotFound`] where there is none.
     pub async fn unrefer(&self, repository: &Namespace, subject: &Digest, referrer: &Digest) -> Result<(), Error> {
         let path = format!("{}/{referrer}", referrers_path(repository, subject));
-        self.ask(Method::DELETE, &path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+        self.change(repository, Method::DELETE, &path).await
     }
 
     /// The manifests of a repository that are about `subject`, sorted.
@@ -161,6 +198,14 @@ impl Index {
         asking.ask(Method::GET, "/readiness", READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
     }
 
+    /// A change of a repository. All of them begin with the index that the repository's name chooses, as long as it answers, so
+    /// that they meet there and are done one after the other.
+    async fn change(&self, repository: &Namespace, method: Method, path: &str) -> Result<(), Error> {
+        let sum = repository.as_str().bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let home = sum % self.inner.indexes.len().max(1);
+        self.ask_from(Some(home), method, path, WRITE_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
     async fn page(&self, path: &str, page: &Page) -> Result<Listing, Error> {
         let last = page.last.as_ref().map(|last| format!("&last={}", encode_segment(last))).unwrap_or_default();
         let path = format!("{path}?n={}{last}", page.n);
@@ -179,10 +224,21 @@ impl Index {
         timeout: Duration,
         len_max: usize,
     ) -> Result<(String, Bytes), Error> {
+        self.ask_from(None, method, path, timeout, len_max).await
+    }
+
+    async fn ask_from(
+        &self,
+        home: Option<usize>,
+        method: Method,
+        path: &str,
+        timeout: Duration,
+        len_max: usize,
+    ) -> Result<(String, Bytes), Error> {
         let until = Instant::now() + self.patience;
         let mut pause = ROUND_PAUSE;
         loop {
-            match self.ask_all(&method, path, timeout, len_max).await {
+            match self.ask_all(home, &method, path, timeout, len_max).await {
                 Err(Error::Unavailable(_)) if Instant::now() + pause < until => {}
                 answer => return answer,
             }
@@ -193,19 +249,22 @@ impl Index {
 
     async fn ask_all(
         &self,
+        home: Option<usize>,
         method: &Method,
         path: &str,
         timeout: Duration,
         len_max: usize,
     ) -> Result<(String, Bytes), Error> {
         let count = self.inner.indexes.len();
-        let first = self.inner.first.load(Ordering::Relaxed);
+        let first = home.unwrap_or_else(|| self.inner.first.load(Ordering::Relaxed));
         let mut failures = Vec::new();
         for number in (0..count).map(|i| (first + i) % count) {
             match self.ask_one(&self.inner.indexes[number], method, path, timeout, len_max).await {
                 Err(Error::Unavailable(failure)) => failures.push(failure),
                 answer => {
-                    self.inner.first.store(number, Ordering::Relaxed);
+                    if home.is_none() {
+                        self.inner.first.store(number, Ordering::Relaxed);
+                    }
                     return answer.map(|body| (self.inner.indexes[number].to_string(), body));
                 }
             }
@@ -255,6 +314,14 @@ fn odd(index: &str, error: impl std::fmt::Display) -> Error {
 
 fn tag_path(tag: &TagName) -> String {
     format!("/tags/{}", encode_segment(&tag.to_string()))
+}
+
+fn content_path(repository: &Namespace, digest: &Digest) -> String {
+    format!("/repositories/{}/content/{digest}", encode_segment(repository.as_str()))
+}
+
+fn about(subject: Option<&Digest>) -> String {
+    subject.map(|subject| format!("subject={subject}")).unwrap_or_default()
 }
 
 fn referrers_path(repository: &Namespace, subject: &Digest) -> String {

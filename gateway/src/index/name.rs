@@ -24,7 +24,12 @@ impl TagName {
 
     /// The tag of a registry's repository.
     pub fn new(repository: &Repository, tag: &Tag) -> Self {
-        Self { repository: repository.namespace().clone(), tag: tag.as_str().into() }
+        Self::of(repository.namespace(), tag)
+    }
+
+    /// The tag of the repository that is this namespace.
+    pub fn of(repository: &Namespace, tag: &Tag) -> Self {
+        Self { repository: repository.clone(), tag: tag.as_str().into() }
     }
 
     /// The repository, which is the namespace of what the tag stands for.

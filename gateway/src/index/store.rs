@@ -5,20 +5,24 @@
 //! docker/registry/v2/repositories/<repo>/_referrers/<alg>/<hex>/<alg>/<hex>/link             the referrer's digest
 //! ```
 
-use super::{listing::Window, name::TagName, reads::Reads};
+use super::{content::State, listing::Window, name::TagName, reads::Reads};
 use crate::{http, registry::paging::Listing};
 use backends::{Backend, List, Naming, Route, Router};
 use bytes::Bytes;
 use peer_proto::{Digest, Namespace};
 use std::{
     collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::Instant,
+};
 
 /// Longest object a tag may be, bytes: a digest, and room for a newline.
 const LINK_LEN_MAX: usize = 256;
@@ -28,6 +32,8 @@ const LIST_LEN_MAX: usize = 1_000_000;
 const REFERRERS: &str = "/_referrers/";
 /// The end of a referrer's path.
 const LINK: &str = "/link";
+/// Locks that the repositories share.
+const STRIPES: usize = 64;
 
 /// Why a store did not do as asked. Shared by all who asked the same.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -73,6 +79,8 @@ pub(super) struct Store {
     catalog_age: Duration,
     /// Counts the changes of ours that may change the catalog.
     changes: AtomicU64,
+    /// What a repository's tags and manifests are is changed by one request at a time, as far as the requests come here.
+    stripes: Box<[Mutex<()>]>,
 }
 
 struct Catalog {
@@ -84,14 +92,29 @@ struct Catalog {
 
 impl Store {
     pub(super) fn new(router: Router, catalog_age: Duration) -> Self {
-        Self { router, reads: Reads::default(), catalog: Mutex::default(), catalog_age, changes: AtomicU64::new(0) }
+        Self {
+            router,
+            reads: Reads::default(),
+            catalog: Mutex::default(),
+            catalog_age,
+            changes: AtomicU64::new(0),
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Taken by whoever changes a repository's tags or manifests.
+    pub(super) async fn changing(&self, repository: &Namespace) -> MutexGuard<'_, ()> {
+        let mut hash = DefaultHasher::new();
+        repository.as_str().hash(&mut hash);
+        let stripe = usize::try_from(hash.finish() % STRIPES as u64).unwrap_or_default();
+        self.stripes[stripe].lock().await
     }
 
     pub(super) async fn ready(&self) -> Result<(), backends::Error> {
         self.router.ready().await
     }
 
-    fn route(&self, repository: &str) -> Result<&Route, Error> {
+    pub(super) fn route(&self, repository: &str) -> Result<&Route, Error> {
         self.router.find(repository).ok_or_else(|| Error::Failed(format!("no backend keeps {repository}")))
     }
 
@@ -109,7 +132,17 @@ impl Store {
         answer.unwrap_or_else(|| Err(Error::Failed(format!("reading {tag} failed"))))
     }
 
+    /// Lets a tag stand for a digest, which is the repository's from then on.
     pub(super) async fn put(&self, tag: &TagName, digest: &Digest) -> Result<(), Error> {
+        let repository = tag.repository();
+        let _changing = self.changing(repository).await;
+        if self.record(repository, digest).await?.is_some_and(|record| record.state == State::Deleted) {
+            self.keep(repository, digest).await?;
+        }
+        self.write_tag(tag, digest).await
+    }
+
+    pub(super) async fn write_tag(&self, tag: &TagName, digest: &Digest) -> Result<(), Error> {
         let store = self.route(tag.repository().as_str())?.store();
         let written = store.write(&tag.to_string(), Bytes::from(digest.to_string()).into()).await;
         // Also where it failed: it may have been done all the same.
@@ -118,6 +151,11 @@ impl Store {
     }
 
     pub(super) async fn delete(&self, tag: &TagName) -> Result<(), Error> {
+        let _changing = self.changing(tag.repository()).await;
+        self.remove_tag(tag).await
+    }
+
+    pub(super) async fn remove_tag(&self, tag: &TagName) -> Result<(), Error> {
         let store = self.route(tag.repository().as_str())?.store();
         let deleted = store.delete(&tag.to_string()).await;
         self.changes.fetch_add(1, Ordering::SeqCst);
@@ -126,20 +164,8 @@ impl Store {
 
     /// A repository's tags, sorted. The tree's order is another: `a-b` comes before `a/`.
     pub(super) async fn tags(&self, repository: &Namespace, window: &Window) -> Result<Listing, Error> {
-        let paths = self.route(repository.as_str())?.paths();
-        let prefix = Naming::tags_of(repository.as_str());
-        let mut tags = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = paths.list(List { prefix: &prefix, after: after.as_deref(), limit: 0 }).await?;
-            let names = page.names.iter().filter_map(|path| Naming::DockerTag.name(path));
-            tags.extend(names.filter_map(|name| Some(name.split_once(':')?.1.to_owned())));
-            bounded(tags.len())?;
-            after = page.names.last().cloned();
-            if !page.more {
-                break;
-            }
-        }
+        let mut tags: Vec<String> =
+            self.tag_names(repository).await?.into_iter().map(|name| name.tag().to_owned()).collect();
         tags.sort_unstable();
         Ok(window.of(&tags))
     }
@@ -258,14 +284,14 @@ impl Store {
     }
 }
 
-async fn read_link(store: &dyn Backend, name: &str) -> Reading {
+pub(super) async fn read_link(store: &dyn Backend, name: &str) -> Reading {
     let bytes = store.read(name, None).await?.collect(LINK_LEN_MAX).await?;
     let text = std::str::from_utf8(&bytes).ok().map(str::trim);
     let digest = text.and_then(|text| text.parse().ok());
     digest.ok_or_else(|| Error::Failed(format!("what is kept as {name} is no digest")))
 }
 
-fn bounded(len: usize) -> Result<(), Error> {
+pub(super) fn bounded(len: usize) -> Result<(), Error> {
     if len > LIST_LEN_MAX { Err(Error::Failed(format!("list is longer than {LIST_LEN_MAX}"))) } else { Ok(()) }
 }
 

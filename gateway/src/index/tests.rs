@@ -422,6 +422,60 @@ async fn referrers_are_kept_and_listed() {
 }
 
 #[tokio::test]
+async fn content_is_kept_and_removed_with_what_names_it() {
+    let store: Arc<dyn Backend> = Arc::new(Memory::default());
+    let (one, two) = (Node::over(store.clone(), None).await, Node::over(store.clone(), None).await);
+    let (index, other) = (one.client(), two.client());
+    let repo: Namespace = "lib/app".parse().unwrap();
+    assert_eq!(index.kept(&repo, &digest(1)).await, Ok(()), "nothing is said of what was never pushed or deleted");
+    let tags = ["1", "2"].map(|tag| tag.parse().unwrap());
+    index.put_manifest(&repo, &digest(1), Some(&digest(9)), &tags).await.unwrap();
+    index.put_manifest(&repo, &digest(2), Some(&digest(9)), &["3".parse().unwrap()]).await.unwrap();
+    index.keep(&repo, &digest(3)).await.unwrap();
+    assert_eq!(other.get(&tag("lib/app:2")).await, Ok(digest(1)));
+    assert_eq!(other.referrers(&repo, &digest(9), &all()).await.unwrap().items, [digest(1), digest(2)]);
+
+    for gone in [1, 3] {
+        assert_eq!(other.remove(&repo, &digest(gone), Some(&digest(9))).await, Ok(()));
+        assert_eq!(index.kept(&repo, &digest(gone)).await, Err(Error::NotFound));
+        assert_eq!(index.remove(&repo, &digest(gone), None).await, Err(Error::NotFound));
+        assert_eq!(index.kept(&"lib/other".parse().unwrap(), &digest(gone)).await, Ok(()), "of one repository");
+    }
+    assert_eq!(index.tags(&repo, &all()).await.unwrap().items, ["3"]);
+    assert_eq!(index.referrers(&repo, &digest(9), &all()).await.unwrap().items, [digest(2)]);
+
+    index.keep(&repo, &digest(3)).await.unwrap();
+    index.put(&tag("lib/app:1"), &digest(1)).await.unwrap();
+    for back in [1, 3] {
+        assert_eq!(other.kept(&repo, &digest(back)).await, Ok(()), "a tag brings content back, too");
+    }
+    assert_eq!(one.status("PUT", &format!("/repositories/lib%2Fapp/manifests/{}?tag=.x", digest(1))).await, 400);
+    assert_eq!(one.status("GET", &format!("/repositories/lib%2Fapp/manifests/{}", digest(1))).await, 405);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn tags_that_move_while_their_manifest_is_deleted_are_not_lost() {
+    let node = Node::start().await;
+    let index = node.client();
+    let repo: Namespace = "lib/app".parse().unwrap();
+    let tags: Vec<Tag> = (0..10).map(|n| format!("t{n}").parse().unwrap()).collect();
+    for round in 0..20u8 {
+        index.put_manifest(&repo, &digest(1), None, &tags).await.unwrap();
+        let (gone, moved) = (digest(1), digest(100 + round));
+        let moving = index.put_manifest(&repo, &moved, None, &tags[..5]);
+        let (removed, put) = tokio::join!(index.remove(&repo, &gone, None), moving);
+        assert_eq!((removed, put), (Ok(()), Ok(())));
+        for (n, tag) in tags.iter().enumerate() {
+            let expected = if n < 5 { Ok(moved) } else { Err(Error::NotFound) };
+            assert_eq!(index.get(&TagName::of(&repo, tag)).await, expected, "round {round}, {tag}");
+        }
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn origins_are_named_in_turn() {
     let node = Node::start().await;
     let mut named = [node.ask("GET", "/origin").await.2, node.ask("GET", "/origin").await.2];

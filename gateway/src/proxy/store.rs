@@ -2,9 +2,8 @@
 
 use crate::{
     client::{Origins, origin},
-    registry::{Chunk, Content, Failure, Listing, Page, Part, Repository, Session, Spec, Tag, Tags},
+    registry::{Chunk, Content, Failure, Listing, Page, Part, Push, Repository, Session, Spec, Tag, Tags},
 };
-use bytes::Bytes;
 use peer_proto::{Algorithm, Digest};
 use std::time::Duration;
 use uuid::Uuid;
@@ -32,11 +31,14 @@ impl Store {
 
 impl Content for Store {
     async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64, Failure> {
-        self.origins.stat(repository.namespace(), digest).await.map_err(failure)
+        let stat = async { self.origins.stat(repository.namespace(), digest).await.map_err(failure) };
+        let ((), size) = tokio::try_join!(self.tags.kept(repository, digest), stat)?;
+        Ok(size)
     }
 
     async fn read(&self, repository: &Repository, digest: &Digest, range: Option<Spec>) -> Result<Part, Failure> {
-        let blob = self.origins.open(repository.namespace(), digest, range, self.wait).await.map_err(failure)?;
+        let open = async { self.origins.open(repository.namespace(), digest, range, self.wait).await.map_err(failure) };
+        let ((), blob) = tokio::try_join!(self.tags.kept(repository, digest), open)?;
         Ok(Part { total: blob.total(), range: blob.range(), bytes: blob.into_body() })
     }
 
@@ -94,31 +96,46 @@ impl Content for Store {
     }
 
     async fn commit(&self, repository: &Repository, session: &Session, digest: &Digest) -> Result<(), Failure> {
-        self.origins.commit(repository.namespace(), &self.session(session)?, digest).await.map_err(failure)
+        self.origins.commit(repository.namespace(), &self.session(session)?, digest).await.map_err(failure)?;
+        self.tags.keep(repository, digest).await
     }
 
     async fn cancel(&self, repository: &Repository, session: &Session) -> Result<(), Failure> {
         self.origins.cancel(repository.namespace(), &self.session(session)?).await.map_err(failure)
     }
 
-    async fn put(&self, repository: &Repository, digest: &Digest, bytes: Bytes) -> Result<(), Failure> {
-        self.origins.put(repository.namespace(), digest, bytes).await.map_err(failure)
+    async fn mount(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: Option<&Repository>,
+    ) -> Result<bool, Failure> {
+        if let Some(from) = from {
+            match self.tags.kept(from, digest).await {
+                Ok(()) => {}
+                Err(Failure::Unknown) => return Ok(false),
+                Err(failure) => return Err(failure),
+            }
+        }
+        let linked = self.origins.link(repository.namespace(), digest).await.map_err(failure)?;
+        if linked {
+            self.tags.keep(repository, digest).await?;
+        }
+        Ok(linked)
     }
 
-    async fn mount(&self, repository: &Repository, digest: &Digest) -> Result<bool, Failure> {
-        self.origins.link(repository.namespace(), digest).await.map_err(failure)
-    }
-
-    async fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Failure> {
-        self.tags.set(repository, tag, digest).await
+    async fn put_manifest(&self, repository: &Repository, push: Push<'_>) -> Result<(), Failure> {
+        let Push { digest, bytes, subject, tags } = push;
+        self.origins.put(repository.namespace(), digest, bytes).await.map_err(failure)?;
+        self.tags.put_manifest(repository, digest, subject, tags).await
     }
 
     async fn untag(&self, repository: &Repository, tag: &Tag) -> Result<(), Failure> {
         self.tags.remove(repository, tag).await
     }
 
-    async fn refer(&self, repository: &Repository, subject: &Digest, referrer: &Digest) -> Result<(), Failure> {
-        self.tags.refer(repository, subject, referrer).await
+    async fn delete(&self, repository: &Repository, digest: &Digest, subject: Option<&Digest>) -> Result<(), Failure> {
+        self.tags.delete(repository, digest, subject).await
     }
 }
 
@@ -168,7 +185,7 @@ mod tests {
         let origins = Origins::new(&[HostPort::from(origin)], 1, CALLING, Duration::ZERO, &http).unwrap();
         let tags = Tags::new(Index::new(vec![HostPort::from(index.addr)], http));
         let (repository, digest) = ("lib/app".parse().unwrap(), NOWHERE.parse().unwrap());
-        tags.set(&repository, &"1".parse().unwrap(), &digest).await.unwrap();
+        tags.put_manifest(&repository, &digest, None, &["1".parse().unwrap()]).await.unwrap();
         let registry = Service::new(Store::new(origins, tags, Duration::ZERO), Rules::default());
         let proxy = Server::start(Proxy::new(registry, Limits::default())).await;
 

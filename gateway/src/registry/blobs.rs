@@ -68,6 +68,14 @@ impl<C: Content> Service<C> {
         }
     }
 
+    pub(super) async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<Response, Error> {
+        let unknown = |failure: Failure| failure.answer(Code::BlobUnknown).about(digest.to_string());
+        self.content.stat(repository, digest).await.map_err(unknown)?;
+        self.content.delete(repository, digest, None).await.map_err(unknown)?;
+        tracing::info!(%repository, %digest, "blob deleted");
+        Ok(bare(StatusCode::ACCEPTED, []))
+    }
+
     /// The parts of a multipart answer and its end, each opened when the one before has been sent.
     fn parts(
         self: Arc<Self>,

@@ -102,6 +102,19 @@ pub struct Chunk {
     pub bytes: Body,
 }
 
+/// A manifest to be stored.
+#[derive(Clone, Debug)]
+pub struct Push<'a> {
+    /// The digest of its bytes.
+    pub digest: &'a Digest,
+    /// They themselves.
+    pub bytes: Bytes,
+    /// What it is about.
+    pub subject: Option<&'a Digest>,
+    /// The tags that are to stand for it.
+    pub tags: &'a [Tag],
+}
+
 /// Blobs and tags, as a registry sees them. Everything but the first half is for content that can be written.
 pub trait Content: Send + Sync + 'static {
     /// Bytes of a blob. Starts no download.
@@ -168,7 +181,7 @@ pub trait Content: Send + Sync + 'static {
         read_only()
     }
 
-    /// Closes an upload under its digest; afterwards the blob is durable. A mismatch drops the upload.
+    /// Closes an upload under its digest; afterwards the blob is durable and the repository's. A mismatch drops the upload.
     fn commit(
         &self,
         _repository: &Repository,
@@ -183,27 +196,22 @@ pub trait Content: Send + Sync + 'static {
         read_only()
     }
 
-    /// Stores a small blob whose digest was checked; afterwards it is durable.
-    fn put(
+    /// Makes a blob that is here, in the repository `from` where that is given, also one of `repository`'s. False where it is not
+    /// here.
+    fn mount(
         &self,
         _repository: &Repository,
         _digest: &Digest,
-        _bytes: Bytes,
-    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        _from: Option<&Repository>,
+    ) -> impl Future<Output = Result<bool, Failure>> + Send {
         read_only()
     }
 
-    /// Makes a blob that is here also one of `repository`'s. False where it is not here.
-    fn mount(&self, _repository: &Repository, _digest: &Digest) -> impl Future<Output = Result<bool, Failure>> + Send {
-        read_only()
-    }
-
-    /// Lets a tag stand for a manifest that is here.
-    fn tag(
+    /// Stores a manifest whose digest was checked, with what it is known by; afterwards that is durable.
+    fn put_manifest(
         &self,
         _repository: &Repository,
-        _tag: &Tag,
-        _digest: &Digest,
+        _push: Push<'_>,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
         read_only()
     }
@@ -213,12 +221,13 @@ pub trait Content: Send + Sync + 'static {
         read_only()
     }
 
-    /// Notes that the manifest `referrer` is about `subject`.
-    fn refer(
+    /// Takes a blob or a manifest from the repository: a manifest with its tags, and from the list of what is about `subject`.
+    /// Afterwards it is not there any more, whatever other repositories have.
+    fn delete(
         &self,
         _repository: &Repository,
-        _subject: &Digest,
-        _referrer: &Digest,
+        _digest: &Digest,
+        _subject: Option<&Digest>,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
         read_only()
     }

@@ -2,7 +2,7 @@
 
 use super::{
     blobs,
-    content::{Content, Failure},
+    content::{Content, Failure, Push},
     error::{Code, Entry, Error},
     manifest::{self, Descriptor, Manifest},
     name::{Reference, Repository, Tag},
@@ -102,13 +102,8 @@ impl<C: Content> Service<C> {
         self.check_references(repository, &manifest).await?;
 
         let failed = |failure: Failure| failure.answer(Code::NameUnknown);
-        self.content.put(repository, &digest, bytes).await.map_err(failed)?;
-        if let Some(subject) = &subject {
-            self.content.refer(repository, subject, &digest).await.map_err(failed)?;
-        }
-        for tag in &tags {
-            self.content.tag(repository, tag, &digest).await.map_err(failed)?;
-        }
+        let push = Push { digest: &digest, bytes, subject: subject.as_ref(), tags: &tags };
+        self.content.put_manifest(repository, push).await.map_err(failed)?;
         tracing::info!(%repository, %digest, tags = tags.len(), "manifest pushed");
 
         let location = text(format!("/v2/{repository}/manifests/{digest}"))?;
@@ -158,6 +153,15 @@ impl<C: Content> Service<C> {
     pub(super) async fn untag(&self, repository: &Repository, tag: &Tag) -> Result<Response, Error> {
         self.content.untag(repository, tag).await.map_err(|failure| failure.answer(Code::ManifestUnknown))?;
         tracing::info!(%repository, %tag, "tag deleted");
+        Ok(bare(StatusCode::ACCEPTED, []))
+    }
+
+    pub(super) async fn delete_manifest(&self, repository: &Repository, digest: &Digest) -> Result<Response, Error> {
+        let unknown = |failure: Failure| failure.answer(Code::ManifestUnknown).about(digest.to_string());
+        let (_, manifest) = self.load(repository, digest).await.map_err(unknown)?;
+        let subject = manifest.subject.as_ref().map(|subject| subject.digest.parse::<Digest>()).transpose()?;
+        self.content.delete(repository, digest, subject.as_ref()).await.map_err(unknown)?;
+        tracing::info!(%repository, %digest, "manifest deleted");
         Ok(bare(StatusCode::ACCEPTED, []))
     }
 

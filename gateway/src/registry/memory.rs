@@ -1,7 +1,7 @@
 //! Content in memory: a whole registry without engine, origins or index, so that the protocol can be tested by itself.
 
 use super::{
-    content::{Chunk, Content, Failure, Part},
+    content::{Chunk, Content, Failure, Part, Push},
     manifests::digest_of,
     name::{Repository, Tag},
     paging::{Listing, Page},
@@ -37,9 +37,17 @@ struct State {
     unreachable: BTreeSet<Digest>,
     tags: BTreeMap<(String, String), Digest>,
     referrers: BTreeSet<(String, Digest, Digest)>,
+    /// What was deleted, from which repository.
+    deleted: BTreeSet<(String, Digest)>,
     uploads: BTreeMap<Uuid, Vec<u8>>,
     /// Blobs that were asked to be brought nearer.
     warmed: BTreeSet<Digest>,
+}
+
+impl State {
+    fn is_deleted(&self, repository: &Repository, digest: &Digest) -> bool {
+        self.deleted.contains(&(repository.to_string(), *digest))
+    }
 }
 
 impl Memory {
@@ -68,12 +76,13 @@ impl Memory {
         self.state().warmed.clone()
     }
 
-    fn blob(&self, digest: &Digest) -> Result<Bytes, Failure> {
+    fn blob(&self, repository: &Repository, digest: &Digest) -> Result<Bytes, Failure> {
         let state = self.state();
         if state.unreachable.contains(digest) {
             return Err(Failure::Unavailable("store is away".into()));
         }
-        state.blobs.get(digest).cloned().ok_or(Failure::Unknown)
+        let blob = state.blobs.get(digest).filter(|_| !state.is_deleted(repository, digest));
+        blob.cloned().ok_or(Failure::Unknown)
     }
 }
 
@@ -91,12 +100,12 @@ fn page<T: Clone>(
 }
 
 impl Content for Memory {
-    async fn stat(&self, _: &Repository, digest: &Digest) -> Result<u64, Failure> {
-        self.blob(digest).map(|bytes| bytes.len() as u64)
+    async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64, Failure> {
+        self.blob(repository, digest).map(|bytes| bytes.len() as u64)
     }
 
-    async fn read(&self, _: &Repository, digest: &Digest, range: Option<Spec>) -> Result<Part, Failure> {
-        let bytes = self.blob(digest)?;
+    async fn read(&self, repository: &Repository, digest: &Digest, range: Option<Spec>) -> Result<Part, Failure> {
+        let bytes = self.blob(repository, digest)?;
         let total = bytes.len() as u64;
         let range = match range {
             None => 0..total,
@@ -145,8 +154,8 @@ impl Content for Memory {
         Ok(page(referrers, asked.n, Digest::to_string, asked.last.as_deref()))
     }
 
-    async fn warm(&self, _: &Repository, digest: &Digest) -> Result<(), Failure> {
-        self.blob(digest)?;
+    async fn warm(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
+        self.blob(repository, digest)?;
         self.state().warmed.insert(*digest);
         Ok(())
     }
@@ -180,7 +189,7 @@ impl Content for Memory {
         Ok(upload.len() as u64)
     }
 
-    async fn commit(&self, _: &Repository, session: &Session, digest: &Digest) -> Result<(), Failure> {
+    async fn commit(&self, repository: &Repository, session: &Session, digest: &Digest) -> Result<(), Failure> {
         let mut state = self.state();
         let bytes = state.uploads.remove(&session.id).ok_or(Failure::UploadUnknown)?;
         let actual = digest_of(digest.algorithm(), &bytes);
@@ -188,6 +197,7 @@ impl Content for Memory {
             return Err(Failure::Mismatch(format!("content has digest {actual}, expected {digest}")));
         }
         state.blobs.insert(*digest, bytes.into());
+        state.deleted.remove(&(repository.to_string(), *digest));
         Ok(())
     }
 
@@ -195,17 +205,26 @@ impl Content for Memory {
         self.state().uploads.remove(&session.id).map(drop).ok_or(Failure::UploadUnknown)
     }
 
-    async fn put(&self, _: &Repository, digest: &Digest, bytes: Bytes) -> Result<(), Failure> {
-        self.state().blobs.insert(*digest, bytes);
-        Ok(())
+    async fn mount(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        from: Option<&Repository>,
+    ) -> Result<bool, Failure> {
+        let mut state = self.state();
+        if !state.blobs.contains_key(digest) || from.is_some_and(|from| state.is_deleted(from, digest)) {
+            return Ok(false);
+        }
+        state.deleted.remove(&(repository.to_string(), *digest));
+        Ok(true)
     }
 
-    async fn mount(&self, _: &Repository, digest: &Digest) -> Result<bool, Failure> {
-        Ok(self.state().blobs.contains_key(digest))
-    }
-
-    async fn tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Failure> {
-        self.state().tags.insert((repository.to_string(), tag.to_string()), *digest);
+    async fn put_manifest(&self, repository: &Repository, push: Push<'_>) -> Result<(), Failure> {
+        let mut state = self.state();
+        state.blobs.insert(*push.digest, push.bytes);
+        state.deleted.remove(&(repository.to_string(), *push.digest));
+        state.referrers.extend(push.subject.map(|subject| (repository.to_string(), *subject, *push.digest)));
+        state.tags.extend(push.tags.iter().map(|tag| ((repository.to_string(), tag.to_string()), *push.digest)));
         Ok(())
     }
 
@@ -214,8 +233,13 @@ impl Content for Memory {
         self.state().tags.remove(&key).map(drop).ok_or(Failure::Unknown)
     }
 
-    async fn refer(&self, repository: &Repository, subject: &Digest, referrer: &Digest) -> Result<(), Failure> {
-        self.state().referrers.insert((repository.to_string(), *subject, *referrer));
+    async fn delete(&self, repository: &Repository, digest: &Digest, subject: Option<&Digest>) -> Result<(), Failure> {
+        let mut state = self.state();
+        state.tags.retain(|key, stands_for| key.0 != repository.as_str() || stands_for != digest);
+        if let Some(subject) = subject {
+            state.referrers.remove(&(repository.to_string(), *subject, *digest));
+        }
+        state.deleted.insert((repository.to_string(), *digest));
         Ok(())
     }
 }

@@ -75,13 +75,14 @@ impl<C: Content> Service<C> {
             Route::Catalog => self.catalog(parts).await,
             Route::Tags(repository) => self.tags(parts, &repository).await,
             Route::Referrers(repository, subject) => self.referrers(parts, &repository, &subject).await,
-            Route::Blob(repository, digest) => self.blob(parts, repository, digest).await,
+            Route::Blob(repository, digest) => match *method {
+                Method::DELETE => self.delete_blob(&repository, &digest).await,
+                _ => self.blob(parts, repository, digest).await,
+            },
             Route::Manifest(repository, reference) => match (method.clone(), reference) {
                 (Method::PUT, reference) => self.put_manifest(parts, body, &repository, &reference).await,
                 (Method::DELETE, Reference::Tag(tag)) => self.untag(&repository, &tag).await,
-                (Method::DELETE, Reference::Digest(_)) => {
-                    Err(Error::new(Code::Unsupported, "manifests cannot be deleted, only tags"))
-                }
+                (Method::DELETE, Reference::Digest(digest)) => self.delete_manifest(&repository, &digest).await,
                 (_, reference) => self.manifest(parts, &repository, &reference).await,
             },
             Route::Uploads(repository) => self.open_upload(parts, body, &repository).await,
@@ -103,6 +104,7 @@ impl<C: Content> Service<C> {
             Route::Manifest(..) if self.content.is_writable() => {
                 &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE]
             }
+            Route::Blob(..) if self.content.is_writable() => &[Method::GET, Method::HEAD, Method::DELETE],
             Route::Uploads(_) if self.content.is_writable() => &[Method::POST],
             Route::Upload(..) if self.content.is_writable() => {
                 &[Method::GET, Method::PATCH, Method::PUT, Method::DELETE]

@@ -50,19 +50,40 @@ impl Tags {
         Ok(self.index.referrers(repository.namespace(), subject, page).await?)
     }
 
-    /// Lets a tag stand for a manifest; afterwards that is durable.
-    pub async fn set(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Failure> {
-        Ok(self.index.put(&TagName::new(repository, tag), digest).await?)
+    /// Notes a manifest that is stored, what it is about, and its tags; afterwards that is durable.
+    pub async fn put_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        subject: Option<&Digest>,
+        tags: &[Tag],
+    ) -> Result<(), Failure> {
+        Ok(self.index.put_manifest(repository.namespace(), digest, subject, tags).await?)
+    }
+
+    /// Notes that a blob is the repository's.
+    pub async fn keep(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
+        Ok(self.index.keep(repository.namespace(), digest).await?)
+    }
+
+    /// [`Failure::Unknown`] where a blob or a manifest was deleted from the repository.
+    pub async fn kept(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
+        Ok(self.index.kept(repository.namespace(), digest).await?)
+    }
+
+    /// Takes a blob or a manifest from the repository; a manifest with its tags, and from the list of what is about `subject`.
+    pub async fn delete(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        subject: Option<&Digest>,
+    ) -> Result<(), Failure> {
+        Ok(self.index.remove(repository.namespace(), digest, subject).await?)
     }
 
     /// Removes a tag.
     pub async fn remove(&self, repository: &Repository, tag: &Tag) -> Result<(), Failure> {
         Ok(self.index.delete(&TagName::new(repository, tag)).await?)
-    }
-
-    /// Notes that the manifest `referrer` is about `subject`.
-    pub async fn refer(&self, repository: &Repository, subject: &Digest, referrer: &Digest) -> Result<(), Failure> {
-        Ok(self.index.refer(repository.namespace(), subject, referrer).await?)
     }
 }
 

@@ -483,6 +483,60 @@ async fn tags_are_listed_in_pages_and_deleted() {
 }
 
 #[tokio::test]
+async fn what_is_deleted_is_gone_from_its_repository_at_once() {
+    let registry = registry().await;
+    let (config, layer) = (registry.push("a", "{}").await, registry.push("a", "layer").await);
+    let blob = format!("/v2/a/blobs/{layer}");
+    let status = async |method: &str, path: &str| {
+        let answer = registry.send(method, path, &[], "").await;
+        let code = if answer.status < 400 || method == "HEAD" { String::new() } else { answer.code() };
+        (answer.status, code)
+    };
+    let gone = |code: &str| (404, code.to_owned());
+    assert_eq!(status("DELETE", &blob).await, (202, String::new()));
+    for method in ["GET", "DELETE"] {
+        assert_eq!(status(method, &blob).await, gone("BLOB_UNKNOWN"), "{method}");
+    }
+    assert_eq!(status("HEAD", &blob).await.0, 404);
+    assert_eq!(status("DELETE", &format!("/v2/a/blobs/{NOWHERE}")).await, gone("BLOB_UNKNOWN"));
+    assert_eq!(registry.get(&format!("/v2/b/blobs/{layer}")).await.status, 200, "of one repository");
+    let refused = registry.put_manifest("/v2/a/manifests/1", &image(&config, &[layer])).await;
+    assert_eq!((refused.status, refused.code().as_str()), (400, "MANIFEST_BLOB_UNKNOWN"));
+    let mount = |from: &str| format!("/v2/a/blobs/uploads/?mount={layer}{from}");
+    assert_eq!(status("POST", &mount("&from=a")).await.0, 202, "not there to be mounted from");
+    assert_eq!(status("POST", &mount("&from=b")).await.0, 201);
+    assert_eq!(status("HEAD", &blob).await.0, 200, "mounted again");
+    assert_eq!(status("DELETE", &blob).await.0, 202);
+    registry.push("a", "layer").await;
+    assert_eq!(status("HEAD", &blob).await.0, 200, "pushed again");
+
+    // A manifest goes with its tags, and from the list of what is about its subject.
+    let mut body = image(&config, &[layer]);
+    body["subject"] = descriptor(Kind::OciManifest.media_type(), &NOWHERE.parse().unwrap(), 7);
+    for (repository, tag) in [("a", "1"), ("a", "2"), ("b", "1")] {
+        registry.put_manifest(&format!("/v2/{repository}/manifests/{tag}"), &body).await;
+    }
+    registry.put_manifest("/v2/a/manifests/other", &image(&config, &[])).await;
+    let digest = digest_of(Algorithm::Sha256, &serde_json::to_vec(&body).unwrap());
+    let manifest = format!("/v2/a/manifests/{digest}");
+    assert_eq!(status("DELETE", &manifest).await, (202, String::new()));
+    for path in [&manifest, "/v2/a/manifests/1", "/v2/a/manifests/2"] {
+        assert_eq!(status("GET", path).await, gone("MANIFEST_UNKNOWN"), "{path}");
+        assert_eq!(status("DELETE", path).await, gone("MANIFEST_UNKNOWN"), "{path}");
+    }
+    assert_eq!(status("GET", &format!("/v2/a/blobs/{digest}")).await, gone("BLOB_UNKNOWN"));
+    assert_eq!(registry.get("/v2/a/tags/list").await.json()["tags"], json!(["other"]));
+    let referrers = async |repository: &str| {
+        let answer = registry.get(&format!("/v2/{repository}/referrers/{NOWHERE}")).await;
+        answer.json()["manifests"].as_array().unwrap().len()
+    };
+    assert_eq!((referrers("a").await, referrers("b").await), (0, 1));
+    assert_eq!(registry.get("/v2/b/manifests/1").await.status, 200);
+    assert_eq!(registry.put_manifest(&manifest, &body).await.status, 201);
+    assert_eq!((status("HEAD", &manifest).await.0, referrers("a").await), (200, 1), "pushed again");
+}
+
+#[tokio::test]
 async fn referrers_are_found_by_their_subject() {
     let registry = registry().await;
     let config = registry.push("a", "{}").await;

@@ -30,10 +30,8 @@ impl<C: Content> Service<C> {
         let failed = |failure: Failure| failure.answer(Code::NameUnknown);
         if let Some(digest) = http::query(&parts.uri, "mount") {
             let digest: Digest = digest.parse()?;
-            if let Some(from) = http::query(&parts.uri, "from") {
-                from.parse::<Repository>()?;
-            }
-            if self.content.mount(repository, &digest).await.map_err(failed)? {
+            let from = http::query(&parts.uri, "from").map(|from| from.parse::<Repository>()).transpose()?;
+            if self.content.mount(repository, &digest, from.as_ref()).await.map_err(failed)? {
                 return created(repository, &digest);
             }
             // Unknown to us: the client may upload it.

@@ -176,6 +176,11 @@ pub(crate) struct Member {
 impl Cluster {
     /// Two origins, a tracker, an index, a proxy and `agents` agents.
     pub(crate) fn start(dir: &Path, agents: usize) -> Result<Self> {
+        Self::start_with(dir, agents, "")
+    }
+
+    /// The same, with `more` in the configurations of proxy and index.
+    pub(crate) fn start_with(dir: &Path, agents: usize, more: &str) -> Result<Self> {
         let local = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", free_port()?));
         let origins = [local()?, local()?];
         let (tracker, index, proxy) = (local()?, local()?, local()?);
@@ -210,10 +215,10 @@ impl Cluster {
             this.origins.push(member("origin", &name, addr, addr));
         }
         let data = dir.join("index").display().to_string();
-        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{backends}");
+        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{more}{backends}");
         std::fs::write(dir.join("index.toml"), text)?;
         std::fs::write(dir.join("tracker.toml"), format!("[listen]\napi = {tracker:?}\n{cluster}"))?;
-        std::fs::write(dir.join("proxy.toml"), format!("[listen]\nregistry = {proxy:?}\n{cluster}"))?;
+        std::fs::write(dir.join("proxy.toml"), format!("[listen]\nregistry = {proxy:?}\n{cluster}{more}"))?;
         for k in 0..agents {
             let name = format!("agent{k}");
             let (registry, api, peer) = (local()?, local()?, local()?);

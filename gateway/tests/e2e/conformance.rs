@@ -1,6 +1,10 @@
 //! The distribution specification's own suite against a proxy, and its read-only part against an agent.
 
-use crate::{clients::push, cluster::Dev, image::Image};
+use crate::{
+    clients::push,
+    cluster::{Cluster, Dev},
+    image::Image,
+};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -65,11 +69,9 @@ fn counted(said: &str) -> Result<Counted> {
 fn conformance_of_proxy_and_agent() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let dev = Dev::start(dir.path())?;
-    // Blobs and manifests cannot be deleted yet, only tags.
-    let off = ["OCI_API_BLOBS_DELETE", "OCI_API_MANIFESTS_DELETE"];
-    let counted = conform(&dev.proxy(), &dir.path().join("proxy"), &[], &off)?;
+    let counted = conform(&dev.proxy(), &dir.path().join("proxy"), &[], &[])?;
     println!("proxy: {counted:?}");
-    ensure!(counted.pass > 500 && counted.skip == 0, "{counted:?}");
+    ensure!(counted.pass > 900 && counted.skip == 0, "{counted:?}");
 
     let image = Image::make(&dir.path().join("image"), &[3 << 20, 1000], 11)?;
     push(&image, &format!("{}/conformance/one:read", dev.proxy()))?;
@@ -93,4 +95,16 @@ fn conformance_of_proxy_and_agent() -> Result<()> {
     println!("agent: {counted:?}");
     ensure!(counted.pass > 5 && counted.skip == 0, "{counted:?}");
     dev.process.stop()
+}
+
+#[test]
+#[ignore = "needs the conformance suite: run ci/test"]
+fn conformance_of_a_proxy_that_takes_sparse_manifests() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let lenient = "[index]\nsparse_indexes = true\ncheck_dependencies = false\n";
+    let cluster = Cluster::start_with(dir.path(), 0, lenient)?;
+    let sparse = [("OCI_DATA_SPARSE", "true"), ("OCI_FILTER_TEST", "OCI Conformance Test/sparse")];
+    let counted = conform(&cluster.proxy.addr, &dir.path().join("results"), &sparse, &[])?;
+    ensure!(counted.pass > 10 && counted.skip == 0, "{counted:?}");
+    Ok(())
 }
