@@ -9,9 +9,13 @@ use std::{
 };
 
 on_both_drivers! {
-    a_thousand_connections_opened_and_dropped_leave_nothing_behind
-    rogues_on_the_socket_do_no_harm
-    stopping_ends_every_thread_and_connection
+    together {
+        rogues_on_the_socket_do_no_harm
+    }
+    alone {
+        a_thousand_connections_opened_and_dropped_leave_nothing_behind
+        stopping_ends_every_thread_and_connection
+    }
 }
 
 fn descriptors() -> usize {
@@ -19,7 +23,6 @@ fn descriptors() -> usize {
 }
 
 async fn a_thousand_connections_opened_and_dropped_leave_nothing_behind(driver: DriverChoice) {
-    let _alone = crate::kit::ALONE.write().await;
     let node = Node::agent(driver);
     let addr = node.handle.peer_addr();
     let before = descriptors();
@@ -34,7 +37,6 @@ async fn a_thousand_connections_opened_and_dropped_leave_nothing_behind(driver: 
 }
 
 async fn rogues_on_the_socket_do_no_harm(driver: DriverChoice) {
-    let _some = crate::kit::ALONE.read().await;
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let mut rogues: Vec<TcpStream> = [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xa5; 4096], &[]]
         .into_iter()
@@ -59,7 +61,6 @@ async fn rogues_on_the_socket_do_no_harm(driver: DriverChoice) {
 }
 
 async fn stopping_ends_every_thread_and_connection(driver: DriverChoice) {
-    let _alone = crate::kit::ALONE.write().await;
     let before = descriptors();
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let blob = blob(3 * MIB, 3);

@@ -8,7 +8,7 @@ use engine::{
 use peer_proto::{Algorithm, Layout, Namespace};
 use std::{
     num::NonZeroUsize,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ pub(crate) const MIB: usize = 1 << 20;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tests that count the process's descriptors write, all others read.
-pub(crate) static ALONE: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+static ALONE: RwLock<()> = RwLock::new(());
 
 pub(crate) struct Node {
     pub(crate) handle: Handle,
@@ -144,19 +144,30 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs a test on both drivers.
+/// Runs a test in a runtime of its own: beside others, or alone where it counts what the whole process holds. The lock comes before
+/// the runtime, whose own descriptors would be counted by a test that runs alone.
+pub(crate) fn run(alone: bool, test: impl Future<Output = ()>) {
+    let (_alone, _some);
+    if alone {
+        _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
+    } else {
+        _some = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test);
+}
+
+/// Runs tests on both drivers.
 macro_rules! on_both_drivers {
-    ($($name:ident)*) => {
-        mod io_uring {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(engine::handle::DriverChoice::IoUring).await;
-            })*
-        }
-        mod epoll {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                super::$name(engine::handle::DriverChoice::Epoll).await;
+    (together { $($together:ident)* } alone { $($alone:ident)* }) => {
+        on_both_drivers!(@ io_uring IoUring $(false $together)* $(true $alone)*);
+        on_both_drivers!(@ epoll Epoll $(false $together)* $(true $alone)*);
+    };
+    (@ $module:ident $driver:ident $($only:literal $name:ident)*) => {
+        mod $module {
+            $(#[test]
+            fn $name() {
+                crate::kit::run($only, super::$name(engine::handle::DriverChoice::$driver));
             })*
         }
     };

@@ -1,17 +1,19 @@
 //! Blobs between nodes.
 
-use crate::kit::{ALONE, MIB, Node, blob, namespace, on_both_drivers, timely, until};
+use crate::kit::{MIB, Node, blob, namespace, on_both_drivers, timely, until};
 use engine::handle::{Active, Class, DriverChoice, Error, Stat};
 use std::time::Duration;
 
 on_both_drivers! {
-    a_blob_goes_from_an_origin_to_an_agent
-    a_stopped_download_is_gone_and_its_readers_know
-    notices_tell_of_a_download_from_its_start_to_its_end
+    together {
+        a_blob_goes_from_an_origin_to_an_agent
+        a_stopped_download_is_gone_and_its_readers_know
+        notices_tell_of_a_download_from_its_start_to_its_end
+    }
+    alone {}
 }
 
 async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
-    let _some = ALONE.read().await;
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let blob = blob(64 * MIB + 12_345, 1);
     let layout = origin.put(&blob).await;
@@ -27,7 +29,6 @@ async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
 }
 
 async fn a_stopped_download_is_gone_and_its_readers_know(driver: DriverChoice) {
-    let _some = ALONE.read().await;
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let layout = origin.put(&blob(3 * MIB, 4)).await;
     agent.handle.download(namespace(), layout.clone(), Class::Foreground).await.unwrap();
@@ -49,7 +50,6 @@ async fn a_stopped_download_is_gone_and_its_readers_know(driver: DriverChoice) {
 }
 
 async fn notices_tell_of_a_download_from_its_start_to_its_end(driver: DriverChoice) {
-    let _some = ALONE.read().await;
     let (origin, agent) = (Node::origin(driver), Node::agent(driver));
     let layout = origin.put(&blob(2 * MIB, 5)).await;
     agent.handle.download(namespace(), layout.clone(), Class::Background).await.unwrap();
