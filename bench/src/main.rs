@@ -3,8 +3,11 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
+mod process;
 mod saturate;
 mod sim;
+mod swarm;
+mod tracker;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -23,15 +26,24 @@ enum Command {
     Sim(sim::Args),
     /// Drive one node to its limit, beside the raw limits for the same bytes.
     Saturate(saturate::Args),
+    /// Run a real swarm behind shaped links, beside the same in the simulator.
+    Swarm(swarm::Args),
+    /// Load a tracker with the announces of many hosts.
+    Tracker(tracker::Args),
     #[command(hide = true)]
     Role(saturate::RoleArgs),
+    #[command(hide = true)]
+    Inside(swarm::InsideArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Sim(args) => sim::run(&args),
         Command::Saturate(args) => saturate::run(&args),
+        Command::Swarm(args) => swarm::run(&args),
+        Command::Tracker(args) => tracker::run(&args),
         Command::Role(args) => saturate::role(&args),
+        Command::Inside(args) => swarm::inside(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

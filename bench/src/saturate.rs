@@ -134,8 +134,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn cases(args: &Args, dir: &Path) -> Result<Vec<Row>> {
     let (sender, receiver) = cores();
     let file = dir.join("blob");
-    make_blob(&file, args.blob_mib)?;
     let len = args.blob_mib << 20;
+    make_blob(&file, len)?;
     let file = file.display().to_string();
     let mut seeder = Role::start(&sender, "seed", &seed_args(dir, &args.driver, &file))?;
     let told = node::Seeder::parse(&seeder.ready)?;
@@ -206,19 +206,22 @@ fn cores() -> (Vec<usize>, Vec<usize>) {
     if count < 2 { (all.clone(), all) } else { (all[..count / 2].to_vec(), all[count / 2..].to_vec()) }
 }
 
-/// A file of bytes that do not compress, written so that its pages are in memory.
-fn make_blob(path: &Path, mib: u64) -> Result<()> {
+/// A file of `len` bytes that do not compress, written so that its pages are in memory.
+pub(crate) fn make_blob(path: &Path, len: u64) -> Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut chunk = vec![0; 1 << 20];
-    for _ in 0..mib {
+    let mut left = len;
+    while left > 0 {
         for word in chunk.as_chunks_mut::<8>().0 {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             *word = state.to_le_bytes();
         }
-        out.write_all(&chunk)?;
+        let part = chunk.len().min(usize::try_from(left)?);
+        out.write_all(&chunk[..part])?;
+        left -= part as u64;
     }
     out.into_inner()?.sync_all()?;
     Ok(())

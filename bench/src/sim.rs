@@ -133,7 +133,8 @@ fn whole(value: f64) -> Result<u64, String> {
     if (1.0..1e18).contains(&value) { Ok(value.round() as u64) } else { Err(format!("{value} is out of bounds")) }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// A number of bytes with its unit.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text)?;
     let factor = match unit {
         "" | "B" => 1.0,
@@ -153,7 +154,8 @@ fn piece(text: &str) -> Result<u32, String> {
     u32::try_from(size(text)?).map_err(|error| error.to_string())
 }
 
-fn rate(text: &str) -> Result<u64, String> {
+/// Bytes a second, with their unit.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
     if let Some(bytes) = text.strip_suffix("/s") {
         return size(bytes);
     }
