@@ -82,7 +82,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     println!(
         "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8} {:>9} {:>14} {:>12}",
-        "", "announces", "a second", "p50 ms", "p99 ms", "p99.9 ms", "cores", "RSS MiB", "bytes per link"
+        "",
+        "announces",
+        "a second",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "cores",
+        "RSS MiB",
+        "bytes per link",
+        "peers given"
     );
     for phase in &phases {
         println!(
