@@ -319,12 +319,15 @@ pub struct Index {
     pub sparse_indexes: bool,
     /// How old the list of repositories may be as far as other indexes change it.
     pub catalog_age: Span,
+    /// Delete what nothing reaches; not unless given. The same at all indexes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collect: Option<index::Collect>,
 }
 
 impl Default for Index {
     fn default() -> Self {
-        let index::Config { check_dependencies, sparse_indexes, catalog_age, .. } = index::Config::default();
-        Self { check_dependencies, sparse_indexes, catalog_age }
+        let index::Config { check_dependencies, sparse_indexes, catalog_age, collect, .. } = index::Config::default();
+        Self { check_dependencies, sparse_indexes, catalog_age, collect }
     }
 }
 
@@ -498,14 +501,17 @@ impl Raw {
     /// Checks what an index needs.
     pub fn index(&self) -> Result<IndexRole, Error> {
         let mut check = Check::new(self, Role::Index);
-        let Index { check_dependencies, sparse_indexes, catalog_age } = self.index;
+        let Index { check_dependencies, sparse_indexes, catalog_age, collect } = self.index.clone();
+        if collect.is_some() && !check_dependencies {
+            check.problem("index.collect", "nothing can be collected safely without check_dependencies");
+        }
         let backends = check.backends();
         let index = IndexRole {
             common: check.common(),
             api: check.raw.listen.api.unwrap_or(ANY),
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas: check.replicas(),
-            index: index::Config { backends, check_dependencies, sparse_indexes, catalog_age },
+            index: index::Config { backends, check_dependencies, sparse_indexes, catalog_age, collect },
         };
         check.done(index)
     }

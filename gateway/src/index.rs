@@ -19,35 +19,44 @@
 //! | `PUT /repositories/{repo}/content/{digest}` | 200: it is the repository's |
 //! | `GET`, `HEAD /repositories/{repo}/content/{digest}` | 200 unless it was deleted from the repository; then 404 |
 //! | `DELETE /repositories/{repo}/content/{digest}?subject=` | 200: it is not the repository's any more, nor are its tags; 404 |
+//! | `POST /collect` | 200 and a report: content that nothing reaches is deleted now |
 //! | `GET /origin` | 200 and an origin's address |
 //!
 //! Tags are `repo:tag`; in a path they may be escaped once or twice. Lists are in pages by `n` and `last`, or by Kraken's
 //! `limit` and `offset`, where an offset is what the last answer's `links.next` says.
 
+mod collect;
 mod content;
 mod dependencies;
+mod guard;
 mod listing;
 mod name;
 mod reads;
 mod store;
 
+pub use collect::Config as Collect;
 pub use dependencies::{Dependencies, OfOrigins, Unmet};
 pub use listing::{Links, ListAnswer};
 pub use name::{TagName, TagNameError};
 
 use crate::{
+    client::Origins,
     config::{HostPort, Span},
     http::{self, Request, Response},
     registry::Tag,
 };
 use backends::{Naming, RouteConfig, Router};
-use content::Revision;
+use collect::Collector;
+use content::{Revision, State};
+use guard::Guard;
 use hyper::{Method, StatusCode, Uri};
 use listing::Window;
 use peer_proto::{Digest, Namespace};
+use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::{
     borrow::Cow,
+    future::Future,
     str::FromStr,
     sync::{
         Arc,
@@ -55,6 +64,7 @@ use std::{
     },
 };
 use store::Store;
+use tokio::sync::watch;
 
 /// What an index is made from.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -68,11 +78,20 @@ pub struct Config {
     pub sparse_indexes: bool,
     /// How old the list of repositories may be as far as other indexes change it.
     pub catalog_age: Span,
+    /// Delete what nothing reaches; not unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collect: Option<Collect>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { backends: Vec::new(), check_dependencies: true, sparse_indexes: false, catalog_age: Span::secs(1) }
+        Self {
+            backends: Vec::new(),
+            check_dependencies: true,
+            sparse_indexes: false,
+            catalog_age: Span::secs(1),
+            collect: None,
+        }
     }
 }
 
@@ -89,8 +108,10 @@ impl Config {
 
 /// An index.
 pub struct Service {
-    store: Store,
+    store: Arc<Store>,
     dependencies: Option<Arc<dyn Dependencies>>,
+    /// Where content that nothing reaches is deleted, what does that.
+    collector: Option<Collector>,
     origins: Vec<HostPort>,
     /// Which origin is named next.
     turn: AtomicUsize,
@@ -105,8 +126,37 @@ impl Service {
         origins: Vec<HostPort>,
         dependencies: Option<Arc<dyn Dependencies>>,
     ) -> Arc<Self> {
-        let store = Store::new(router, config.catalog_age.get());
-        Arc::new(Self { store, dependencies, origins, turn: AtomicUsize::new(0) })
+        let store = Arc::new(Store::new(router, config.catalog_age.get()));
+        Arc::new(Self { store, dependencies, collector: None, origins, turn: AtomicUsize::new(0) })
+    }
+
+    /// The same, which deletes from these origins what nothing reaches. It must have dependencies checked.
+    pub fn collecting(
+        router: Router,
+        config: &Config,
+        origins: Vec<HostPort>,
+        from: Origins,
+        collect: Collect,
+    ) -> Arc<Self> {
+        let guard = router.routes().first().map(|route| Guard::new(route.paths().clone()));
+        let store = Arc::new(Store::new(router, config.catalog_age.get()));
+        let collector = guard.map(|guard| Collector::new(store.clone(), guard, from.clone(), collect));
+        let dependencies: Arc<dyn Dependencies> = Arc::new(OfOrigins::new(from, config.sparse_indexes));
+        Arc::new(Self { store, dependencies: Some(dependencies), collector, origins, turn: AtomicUsize::new(0) })
+    }
+
+    /// Adds its figures.
+    pub fn register(&self, registry: &mut Registry) {
+        if let Some(collector) = &self.collector {
+            collector.register(registry);
+        }
+    }
+
+    /// Does its work in the background until `stop` is true.
+    pub async fn run(&self, stop: watch::Receiver<bool>) {
+        if let Some(collector) = &self.collector {
+            collector.run(stop).await;
+        }
     }
 
     /// Why it cannot do its work, if so: a backend that must be ready, or the origins, do not answer.
@@ -155,15 +205,11 @@ impl Service {
                 self.put_manifest(uri, &repository(repo)?, &digested(digest)?).await
             }
             ["repositories", repo, "content", digest] if read => {
-                let record = self.store.record(&repository(repo)?, &digested(digest)?).await?;
-                match record.is_some_and(|record| record.state == content::State::Deleted) {
-                    true => Err(http::Error::not_found("deleted")),
-                    false => Ok(done()),
-                }
+                let renew = http::query(uri, "renew").is_some();
+                self.kept(&repository(repo)?, &digested(digest)?, renew).await
             }
             ["repositories", repo, "content", digest] if method == Method::PUT => {
-                self.store.keep(&repository(repo)?, &digested(digest)?).await?;
-                Ok(done())
+                self.keep(&repository(repo)?, &digested(digest)?).await
             }
             ["repositories", repo, "content", digest] if method == Method::DELETE => {
                 self.store.remove(&repository(repo)?, &digested(digest)?, subject(uri)?.as_ref()).await?;
@@ -174,8 +220,12 @@ impl Service {
                 let listing = self.store.list(&unescaped(&prefix)?, &window).await?;
                 Ok(listing::answer(uri, &window, listing))
             }
+            ["collect"] if method == Method::POST => match &self.collector {
+                Some(collector) => Ok(http::json(StatusCode::OK, &collector.collect().await?)),
+                None => Err(http::Error::not_found("nothing is collected here; see index.collect")),
+            },
             ["origin"] if read => self.origin(),
-            ["tags", _] | ["tags", _, "digest", _] | ["repositories"] | ["list", ..] | ["origin"] => {
+            ["tags", _] | ["tags", _, "digest", _] | ["repositories"] | ["list", ..] | ["origin" | "collect"] => {
                 Err(not_here(method))
             }
             ["repositories", _, "tags"] | ["repositories", _, "referrers", _] => Err(not_here(method)),
@@ -191,17 +241,83 @@ impl Service {
     }
 
     async fn put(&self, tag: &TagName, digest: &Digest) -> Result<Response, http::Error> {
-        self.check(tag.repository(), digest, &format!("tag {tag}")).await?;
-        self.store.put(tag, digest).await?;
-        Ok(done())
+        self.pinned(tag.repository(), digest, async {
+            self.check(tag.repository(), digest, &format!("tag {tag}")).await?;
+            Ok(self.store.put(tag, digest).await?)
+        })
+        .await
     }
 
     async fn put_manifest(&self, uri: &Uri, repo: &Namespace, digest: &Digest) -> Result<Response, http::Error> {
         let tags: Result<Vec<Tag>, _> = http::query_all(uri, "tag").iter().map(|tag| tag.parse()).collect();
         let tags = tags.map_err(|_| http::Error::bad_request("no name for a tag"))?;
         let subject = subject(uri)?;
-        self.check(repo, digest, &format!("manifest {repo}@{digest}")).await?;
-        self.store.put_manifest(repo, Revision { digest, subject: subject.as_ref(), tags: &tags }).await?;
+        self.pinned(repo, digest, async {
+            self.check(repo, digest, &format!("manifest {repo}@{digest}")).await?;
+            Ok(self.store.put_manifest(repo, Revision { digest, subject: subject.as_ref(), tags: &tags }).await?)
+        })
+        .await
+    }
+
+    /// Does `put` while nothing that `digest` needs is collected; 503 where some of it just is.
+    async fn pinned(
+        &self,
+        repo: &Namespace,
+        digest: &Digest,
+        put: impl Future<Output = Result<(), http::Error>>,
+    ) -> Result<Response, http::Error> {
+        let Some(collector) = &self.collector else { return put.await.map(|()| done()) };
+        let pin = collector.guard.pin(repo, digest).await?;
+        let put = async {
+            // After the pin: see `guard`.
+            let claimed = collector.guard.claimed().await?;
+            if !claimed.is_empty() {
+                let needed = collector.needed(repo, digest).await?;
+                if !needed.is_disjoint(&claimed) {
+                    return Err(http::Error::unavailable("some of what it needs is being deleted; push it again"));
+                }
+            }
+            put.await
+        };
+        let outcome = put.await;
+        if let Err(error) = collector.guard.unpin(&pin).await {
+            // It keeps something from being collected for a day, no more.
+            tracing::warn!(%pin, %error, "lift a pin");
+        }
+        outcome.map(|()| done())
+    }
+
+    /// Notes that content is a repository's.
+    async fn keep(&self, repo: &Namespace, digest: &Digest) -> Result<Response, http::Error> {
+        self.store.keep(repo, digest).await?;
+        if let Some(collector) = &self.collector {
+            if collector.guard.is_claimed(digest).await? {
+                return Err(http::Error::unavailable("it is being deleted; push it again"));
+            }
+            // A collection may have been through between the push of the bytes and the note.
+            if let Some(dependencies) = &self.dependencies {
+                let there = dependencies.exists(repo, digest).await;
+                there.map_err(|unmet| http::Error::unavailable(format!("{unmet}; push it again")))?;
+            }
+        }
+        Ok(done())
+    }
+
+    /// 404 for content that was deleted from a repository. With `renew`, what is kept stays so for another grace.
+    async fn kept(&self, repo: &Namespace, digest: &Digest, renew: bool) -> Result<Response, http::Error> {
+        let Some(record) = self.store.record(repo, digest).await? else { return Ok(done()) };
+        if record.state == State::Deleted {
+            return Err(http::Error::not_found("deleted"));
+        }
+        if let Some(collector) = self.collector.as_ref().filter(|_| renew)
+            && guard::now().saturating_sub(record.at) >= collector.grace() / 4
+        {
+            self.store.keep(repo, digest).await?;
+            // Whoever relies on its being here has to push it again.
+            if collector.guard.is_claimed(digest).await? {
+                return Err(http::Error::not_found("being deleted"));
+            }
+        }
         Ok(done())
     }
 
@@ -244,7 +360,7 @@ impl http::Service for Service {
 /// The class of a path, for counting requests.
 pub fn class(path: &str) -> &'static str {
     let first = path.trim_start_matches('/').split('/').next().unwrap_or("");
-    ["tags", "list", "repositories", "origin"].into_iter().find(|class| *class == first).unwrap_or("other")
+    ["tags", "list", "repositories", "origin", "collect"].into_iter().find(|class| *class == first).unwrap_or("other")
 }
 
 fn done() -> Response {

@@ -250,11 +250,16 @@ impl Node {
         };
         let cluster = self.origins(&config.origins, config.replicas.get(), CALLING)?;
         let origins = client::Origins::of(cluster, ORIGINS_PATIENCE);
-        let dependencies: Option<Arc<dyn index::Dependencies>> = match config.index.check_dependencies {
-            true => Some(Arc::new(index::OfOrigins::new(origins, config.index.sparse_indexes))),
-            false => None,
+        let service = match config.index.collect.clone() {
+            Some(collect) => index::Service::collecting(router, &config.index, config.origins, origins, collect),
+            None => {
+                let dependencies: Option<Arc<dyn index::Dependencies>> = match config.index.check_dependencies {
+                    true => Some(Arc::new(index::OfOrigins::new(origins, config.index.sparse_indexes))),
+                    false => None,
+                };
+                index::Service::new(router, &config.index, config.origins, dependencies)
+            }
         };
-        let service = index::Service::new(router, &config.index, config.origins, dependencies);
         let ready = Check::new("index", {
             let service = service.clone();
             move || {
@@ -262,8 +267,12 @@ impl Node {
                 async move { service.readiness().await }
             }
         });
-        let admin = Admin::new(Role::Index, Metrics::new(Role::Index), Vec::new(), vec![ready]);
-        self.serve(Role::Index, "tags", listener, admin.front(service, index::class));
+        let mut metrics = Metrics::new(Role::Index);
+        service.register(metrics.registry());
+        let admin = Admin::new(Role::Index, metrics, Vec::new(), vec![ready]);
+        self.serve(Role::Index, "tags", listener, admin.front(service.clone(), index::class));
+        let stop = self.stop.subscribe();
+        self.loops.spawn(async move { service.run(stop).await });
         Ok(())
     }
 }

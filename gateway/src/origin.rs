@@ -7,6 +7,7 @@
 
 mod blobs;
 mod cleanup;
+mod discard;
 mod figures;
 mod flight;
 mod holds;
@@ -17,7 +18,7 @@ mod uploads;
 mod write_back;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     client::{
@@ -29,6 +30,7 @@ use crate::{
     retry::{self, Queue},
 };
 use backends::Router;
+use discard::Marks;
 use figures::Figures;
 use flight::Flights;
 use holds::{Holds, REPLICATE, WRITE_BACK};
@@ -177,6 +179,8 @@ struct Shared {
     writers: Writers,
     /// Digests being committed.
     committing: Mutex<HashMap<Digest, usize>>,
+    /// Digests being taken away.
+    marks: Marks,
     /// Who has a blob, being asked.
     lookups: Arc<Flights<(Namespace, Digest), Result<Found, http::Error>>>,
     /// Blobs on their way here. Bounded by `fetch_places`.
@@ -209,6 +213,7 @@ impl Service {
             figures: Figures::default(),
             writers: Writers::default(),
             committing: Mutex::default(),
+            marks: Marks::default(),
             lookups: Arc::default(),
             fetches: Arc::default(),
             fetch_places: Arc::new(Semaphore::new(config.refresh.workers.get())),

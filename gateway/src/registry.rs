@@ -15,7 +15,7 @@ mod image;
 mod lent;
 mod lists;
 pub mod manifest;
-mod manifests;
+pub(crate) mod manifests;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod multipart;

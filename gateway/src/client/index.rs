@@ -161,6 +161,12 @@ impl Index {
         self.ask(Method::GET, &content_path(repository, digest), READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
     }
 
+    /// The same for content that is looked for by a push, which then need not bring it: it is not collected for a while.
+    pub async fn renew(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
+        let path = format!("{}?renew=true", content_path(repository, digest));
+        self.ask(Method::GET, &path, READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
     /// Takes content from a repository, with the tags that stand for it and the note that it is about `subject`;
     /// [`Error::NotFound`] where that was done before.
     pub async fn remove(&self, repository: &Namespace, digest: &Digest, subject: Option<&Digest>) -> Result<(), Error> {

@@ -321,6 +321,25 @@ impl Origin {
         self.call(Method::DELETE, &path, &[], http::empty(), ANSWER_TIMEOUT).await.map(drop)
     }
 
+    /// Has the origin neither store, fetch nor copy a blob that is to be deleted, until [`Self::unmark`]. Refused where its work
+    /// still needs the blob.
+    pub async fn mark(&self, digest: &Digest) -> Result<(), Error> {
+        let path = format!("/internal/blobs/{digest}/mark");
+        self.call(Method::PUT, &path, &[], http::empty(), ANSWER_TIMEOUT).await.map(drop)
+    }
+
+    /// Takes [`Self::mark`] back.
+    pub async fn unmark(&self, digest: &Digest) -> Result<(), Error> {
+        let path = format!("/internal/blobs/{digest}/mark");
+        self.call(Method::DELETE, &path, &[], http::empty(), ANSWER_TIMEOUT).await.map(drop)
+    }
+
+    /// Deletes a marked blob from the origin's disk and from the namespace's backend.
+    pub async fn discard(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Error> {
+        let path = format!("/internal{}", blob_path(namespace, digest));
+        self.call(Method::DELETE, &path, &[], http::empty(), LOOKUP_TIMEOUT).await.map(drop)
+    }
+
     /// Opens an upload.
     pub async fn start(
         &self,

@@ -315,6 +315,36 @@ impl Origins {
         failure.map_or(Ok(false), Err)
     }
 
+    /// Has no origin store, fetch or copy a blob that is to be deleted, until [`Self::unmark`]. With one origin out of reach, or
+    /// one whose work still needs the blob, none is marked.
+    pub async fn mark(&self, digest: &Digest) -> Result<(), Error> {
+        let marked = self.all(|origin| async move { origin.mark(digest).await }).await;
+        if marked.is_err() {
+            // One that is out of reach forgets by itself.
+            drop(self.unmark(digest).await);
+        }
+        marked
+    }
+
+    /// Takes [`Self::mark`] back.
+    pub async fn unmark(&self, digest: &Digest) -> Result<(), Error> {
+        self.all(|origin| async move { origin.unmark(digest).await }).await
+    }
+
+    /// Deletes a marked blob from all origins and from the namespace's backend. What an error leaves is to be deleted again.
+    pub async fn discard(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Error> {
+        self.all(|origin| async move { origin.discard(namespace, digest).await }).await
+    }
+
+    /// Calls every origin; the first error where there is any.
+    async fn all<F: Future<Output = Result<(), Error>>>(&self, call: impl Fn(Origin) -> F) -> Result<(), Error> {
+        let calls = (0..self.cluster().members().len()).map(|member| {
+            let called = call(self.cluster().origin(member).clone());
+            async move { self.told(member, called.await) }
+        });
+        futures_util::future::join_all(calls).await.into_iter().collect()
+    }
+
     pub(super) async fn open_rest(
         &self,
         namespace: &Namespace,

@@ -1,14 +1,15 @@
 //! Which content is a repository's: what was pushed to it, and what was deleted from it.
 //!
 //! ```text
-//! docker/registry/v2/repositories/<repo>/_content/<alg>/<hex>/link                 "kept <seconds>" or "deleted <seconds>"
+//! docker/registry/v2/repositories/<repo>/_content/<alg>/<hex>/link                 "kept <time>" or "deleted <time>"
 //! docker/registry/v2/repositories/<repo>/_manifests/revisions/<alg>/<hex>/link     the digest of a manifest put and not deleted
 //! ```
 //!
-//! The seconds are of Unix time: when that was last said. Content without a record may be a repository's all the same: it was
+//! The time is when that was last said, in milliseconds since 1970. Content without a record may be a repository's all the same: it was
 //! put into the backend by others, or before there were records. So only what was deleted is certain not to be there.
 
 use super::{
+    guard::now,
     name::TagName,
     store::{Error, Store, bounded, read_link},
 };
@@ -17,7 +18,7 @@ use backends::{Backend, List, Naming};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use peer_proto::{Digest, Namespace};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Where a repository's records are, below it.
 pub(super) const CONTENT: &str = "/_content/";
@@ -44,7 +45,7 @@ pub(super) enum State {
 
 impl Record {
     pub(super) fn now(state: State) -> Self {
-        Self { state, at: SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default() }
+        Self { state, at: now() }
     }
 
     fn encode(self) -> Bytes {
@@ -52,7 +53,7 @@ impl Record {
             State::Kept => "kept",
             State::Deleted => "deleted",
         };
-        format!("{state} {}", self.at.as_secs()).into()
+        format!("{state} {}", self.at.as_millis()).into()
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
@@ -62,7 +63,7 @@ impl Record {
             "deleted" => State::Deleted,
             _ => return None,
         };
-        Some(Self { state, at: Duration::from_secs(at.parse().ok()?) })
+        Some(Self { state, at: Duration::from_millis(at.parse().ok()?) })
     }
 }
 
@@ -131,6 +132,12 @@ impl Store {
         self.note(repository, digest, State::Deleted).await
     }
 
+    /// Removes the record of content that is nowhere any more.
+    pub(super) async fn forget(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
+        let paths = self.route(repository.as_str())?.paths();
+        absent_is_fine(paths.delete(&record_path(repository, digest)).await.map_err(Error::from))
+    }
+
     /// The tags of a repository that stand for `digest`.
     async fn tags_of(&self, repository: &Namespace, digest: &Digest) -> Result<Vec<TagName>, Error> {
         let route = self.route(repository.as_str())?;
@@ -162,7 +169,7 @@ impl Store {
     }
 }
 
-pub(super) async fn read_record(paths: &dyn Backend, path: &str) -> Result<Option<Record>, Error> {
+async fn read_record(paths: &dyn Backend, path: &str) -> Result<Option<Record>, Error> {
     let read = async { paths.read(path, None).await?.collect(RECORD_LEN_MAX).await };
     match read.await {
         Ok(bytes) => {
@@ -181,11 +188,11 @@ fn absent_is_fine(done: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-pub(super) fn record_path(repository: &Namespace, digest: &Digest) -> String {
+fn record_path(repository: &Namespace, digest: &Digest) -> String {
     below(repository, CONTENT, digest)
 }
 
-pub(super) fn revision_path(repository: &Namespace, digest: &Digest) -> String {
+fn revision_path(repository: &Namespace, digest: &Digest) -> String {
     below(repository, REVISIONS, digest)
 }
 
@@ -199,7 +206,7 @@ mod tests {
 
     #[test]
     fn records_are_text() {
-        let record = |state, at| Record { state, at: Duration::from_secs(at) };
+        let record = |state, at| Record { state, at: Duration::from_millis(at) };
         for (text, expected) in [
             ("kept 12", Some(record(State::Kept, 12))),
             ("deleted 0", Some(record(State::Deleted, 0))),
@@ -212,7 +219,7 @@ mod tests {
             assert_eq!(Record::decode(text.as_bytes()), expected, "{text:?}");
         }
         let now = Record::now(State::Deleted);
-        let seconds = Duration::from_secs(now.at.as_secs());
-        assert_eq!(Record::decode(&now.encode()), Some(record(State::Deleted, seconds.as_secs())));
+        let millis = u64::try_from(now.at.as_millis()).unwrap();
+        assert_eq!(Record::decode(&now.encode()), Some(record(State::Deleted, millis)));
     }
 }

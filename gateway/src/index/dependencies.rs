@@ -22,6 +22,9 @@ pub trait Dependencies: Send + Sync + 'static {
     /// Whether the content of `digest`, and all that it needs, is there.
     fn check<'a>(&'a self, repository: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<(), Unmet>>;
 
+    /// Whether the content of `digest` is there, whatever it needs.
+    fn exists<'a>(&'a self, repository: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<(), Unmet>>;
+
     /// Why this cannot be known now, if so.
     fn readiness(&self) -> BoxFuture<'_, Result<(), String>>;
 }
@@ -79,6 +82,10 @@ impl OfOrigins {
 impl Dependencies for OfOrigins {
     fn check<'a>(&'a self, repository: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<(), Unmet>> {
         self.all(repository, digest).boxed()
+    }
+
+    fn exists<'a>(&'a self, repository: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<(), Unmet>> {
+        async { self.stat(repository, digest).await.map(drop) }.boxed()
     }
 
     fn readiness(&self) -> BoxFuture<'_, Result<(), String>> {

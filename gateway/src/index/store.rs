@@ -29,9 +29,9 @@ const LINK_LEN_MAX: usize = 256;
 /// Most names of one list.
 const LIST_LEN_MAX: usize = 1_000_000;
 /// Where a repository's referrers are, below it.
-const REFERRERS: &str = "/_referrers/";
+pub(super) const REFERRERS: &str = "/_referrers/";
 /// The end of a referrer's path.
-const LINK: &str = "/link";
+pub(super) const LINK: &str = "/link";
 /// Locks that the repositories share.
 const STRIPES: usize = 64;
 
@@ -112,6 +112,11 @@ impl Store {
 
     pub(super) async fn ready(&self) -> Result<(), backends::Error> {
         self.router.ready().await
+    }
+
+    /// All stores, in the order in which they are chosen.
+    pub(super) fn routes(&self) -> &[Route] {
+        self.router.routes()
     }
 
     pub(super) fn route(&self, repository: &str) -> Result<&Route, Error> {

@@ -315,6 +315,10 @@ impl Dependencies for Holdings {
         std::future::ready(answer).boxed()
     }
 
+    fn exists<'a>(&'a self, repository: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<(), Unmet>> {
+        self.check(repository, digest)
+    }
+
     fn readiness(&self) -> BoxFuture<'_, Result<(), String>> {
         std::future::ready(if *self.down.lock().unwrap() { Err("down".into()) } else { Ok(()) }).boxed()
     }

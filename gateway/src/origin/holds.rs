@@ -80,6 +80,19 @@ impl Holds {
         Ok(self.engine.unpin(digest).await?)
     }
 
+    /// Keeps anybody from holding a blob that nobody holds, for as long as the answer lives; none where somebody does.
+    pub(super) async fn idle(&self, digest: &Digest) -> Result<Option<MutexGuard<'_, ()>>, Error> {
+        let stripe = self.stripe(digest).await;
+        let prefix = key(digest, "");
+        for kind in KINDS {
+            let tasks = self.queue.tasks(kind, Some(&prefix), 1).await?;
+            if tasks.iter().any(|task| task.key.starts_with(&prefix)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(stripe))
+    }
+
     async fn stripe(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let first = digest.as_bytes().first().copied().unwrap_or_default();
         self.stripes[usize::from(first) % STRIPES].lock().await

@@ -115,6 +115,7 @@ impl Shared {
         let (shared, namespace, digest) = (self.clone(), namespace.clone(), *digest);
         Ok(self.fetches.join(digest, || async move {
             let _place = place;
+            shared.refuse_marked(&digest)?;
             let fetched = shared.fetch(&namespace, &digest, found.clone()).await;
             if fetched.is_ok() && matches!(found.source, Source::Backend(_)) {
                 shared.share(digest);

@@ -25,6 +25,7 @@ enum Route {
     Transfer(Digest, String),
     Duplicate(Namespace, Digest, String),
     Held(Digest),
+    Mark(Digest),
     RemakeMetainfo(Digest),
     Size(Namespace, Digest),
     Metainfo(Namespace, Digest),
@@ -54,7 +55,7 @@ impl Route {
             Self::Link(..) | Self::Prefetch(..) => "prefetch",
             Self::Held(_) | Self::Size(..) => "stat",
             Self::RemakeMetainfo(_) | Self::Metainfo(..) | Self::Layout(..) => "layout",
-            Self::ForceCleanup | Self::ForceCleanup2 => "cleanup",
+            Self::ForceCleanup | Self::ForceCleanup2 | Self::Mark(_) => "cleanup",
         }
     }
 }
@@ -76,6 +77,7 @@ fn parse(parts: &[String]) -> Result<Option<Route>, http::Error> {
         ["namespace", ns, "blobs", d, "uploads", id] => Route::KrakenUpload(namespace(ns)?, digest(d)?, id.to_owned()),
         ["internal", "peercontext"] => Route::PeerContext,
         ["internal", "blobs", d] => Route::Held(digest(d)?),
+        ["internal", "blobs", d, "mark"] => Route::Mark(digest(d)?),
         ["internal", "blobs", d, "metainfo"] => Route::RemakeMetainfo(digest(d)?),
         ["internal", "blobs", d, "uploads"] => Route::Transfers(digest(d)?),
         ["internal", "blobs", d, "uploads", id] => Route::Transfer(digest(d)?, id.to_owned()),
@@ -150,6 +152,9 @@ async fn dispatch(service: &Service, route: Route, request: Request) -> Result<R
         }
         (Method::HEAD, Route::Held(digest)) => shared.held(&digest).await,
         (Method::DELETE, Route::Held(digest)) => shared.delete(&digest).await,
+        (Method::PUT, Route::Mark(digest)) => shared.mark(&digest).await,
+        (Method::DELETE, Route::Mark(digest)) => Ok(shared.unmark(&digest)),
+        (Method::DELETE, Route::Size(ns, digest)) => shared.discard(&ns, &digest).await,
         (Method::GET, Route::Metainfo(ns, digest)) => shared.metainfo(&ns, &digest).await,
         (Method::GET, Route::Layout(ns, digest)) => shared.layout(&ns, &digest).await,
         (Method::POST, Route::RemakeMetainfo(digest)) => shared.remake_metainfo(&request, &digest).await,

@@ -27,12 +27,13 @@ use tokio::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Origins of one cluster and the store behind them.
-struct Cluster {
+pub(crate) struct Cluster {
     nodes: Vec<Node>,
     store: Arc<Memory>,
     faults: Arc<Faulty>,
-    origins: Origins,
+    pub(crate) origins: Origins,
     http: Client,
+    config: Config,
 }
 
 struct Node {
@@ -73,7 +74,7 @@ fn engine_config(dir: &Path) -> engine::handle::Config {
 }
 
 /// Waits for something to become true.
-async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     let began = Instant::now();
     while !check().await {
         assert!(began.elapsed() < DEADLINE, "still waiting until {what}");
@@ -81,7 +82,7 @@ async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     }
 }
 
-fn content(seed: u32, len: usize) -> Bytes {
+pub(crate) fn content(seed: u32, len: usize) -> Bytes {
     let mut x = seed | 1;
     let words = std::iter::repeat_with(|| {
         x ^= x << 13;
@@ -99,7 +100,7 @@ fn layout_of(bytes: &[u8]) -> Layout {
     builder.finish()
 }
 
-fn digest_of(bytes: &[u8]) -> Digest {
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     *layout_of(bytes).digest()
 }
 
@@ -109,6 +110,17 @@ fn namespace() -> Namespace {
 
 impl Cluster {
     async fn start(count: usize, replicas: usize) -> Self {
+        Self::start_with(config(), count, replicas).await
+    }
+
+    /// Origins whose replicas do not wait to see that a blob is in the backend.
+    pub(crate) async fn hasty(count: usize) -> Self {
+        let replica_delay = Span::of(Duration::ZERO);
+        let write_back = WriteBack { replica_delay, ..WriteBack::default() };
+        Self::start_with(Config { write_back, ..config() }, count, count).await
+    }
+
+    async fn start_with(config: Config, count: usize, replicas: usize) -> Self {
         // RUST_LOG shows what happens; set before, it is another test's.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
@@ -124,19 +136,19 @@ impl Cluster {
         let http = Client::default();
         let rules = Rules { pause: Duration::from_millis(20), ..CALLING };
         let origins = Origins::new(&addrs, replicas, rules, DEADLINE, &http).unwrap();
-        let mut cluster = Self { nodes, store, faults, origins, http };
+        let mut cluster = Self { nodes, store, faults, origins, http, config };
         for node in 0..count {
             cluster.up(node, replicas).await;
         }
         cluster
     }
 
-    fn addrs(&self) -> Vec<HostPort> {
+    pub(crate) fn addrs(&self) -> Vec<HostPort> {
         self.nodes.iter().map(|node| node.addr.clone()).collect()
     }
 
     /// Starts a node, with what it has on its disk.
-    async fn up(&mut self, node: usize, replicas: usize) {
+    pub(crate) async fn up(&mut self, node: usize, replicas: usize) {
         let origins = self.addrs();
         let node = &mut self.nodes[node];
         let listener = match node.listener.take() {
@@ -151,7 +163,9 @@ impl Cluster {
         let place = Place { this: node.addr.clone(), origins, replicas, zone: "z".into() };
         let backends = Router::new(vec![route]);
         let service =
-            Service::start(config(), place, engine.clone(), backends, queue.clone(), &Client::default()).await.unwrap();
+            Service::start(self.config.clone(), place, engine.clone(), backends, queue.clone(), &Client::default())
+                .await
+                .unwrap();
         let (stop, stopped) = watch::channel(false);
         let run = {
             let (service, stopped) = (service.clone(), stopped.clone());
@@ -162,7 +176,7 @@ impl Cluster {
     }
 
     /// Stops a node in the middle of whatever it does.
-    async fn down(&mut self, node: usize) {
+    pub(crate) async fn down(&mut self, node: usize) {
         let Running { engine, queue, service, stop, tasks } = self.nodes[node].running.take().unwrap();
         stop.send_replace(true);
         for task in tasks {
@@ -177,11 +191,11 @@ impl Cluster {
         self.nodes[node].running.as_ref().unwrap()
     }
 
-    async fn holds(&self, node: usize, digest: &Digest) -> bool {
+    pub(crate) async fn holds(&self, node: usize, digest: &Digest) -> bool {
         matches!(self.running(node).engine.stat(digest).await.unwrap(), Stat::Whole { .. })
     }
 
-    async fn in_backend(&self, bytes: &Bytes) -> bool {
+    pub(crate) async fn in_backend(&self, bytes: &Bytes) -> bool {
         let name = Naming::ShardedDockerBlob.path(&digest_of(bytes).hex()).unwrap();
         match self.store.read(&name, None).await {
             Ok(object) => object.collect(1 << 30).await.unwrap() == bytes,

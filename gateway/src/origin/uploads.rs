@@ -398,6 +398,7 @@ impl Shared {
 
     async fn close_upload(&self, upload: Upload, digest: &Digest, goal: &Goal) -> Result<Arc<Layout>, Closing> {
         let _committing = self.committing(digest);
+        self.refuse_marked(digest).map_err(Closing::Refused)?;
         if let Goal::Push(namespace) | Goal::Replica(namespace, _) = goal {
             // Before the name appears: from then on clients may take the blob for pushed, whether or not we still live.
             let intent = self.write_back_hold(namespace, INTENT, INTENT_DELAY);

@@ -32,7 +32,7 @@ impl Store {
 impl Content for Store {
     async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64, Failure> {
         let stat = async { self.origins.stat(repository.namespace(), digest).await.map_err(failure) };
-        let ((), size) = tokio::try_join!(self.tags.kept(repository, digest), stat)?;
+        let ((), size) = tokio::try_join!(self.tags.renew(repository, digest), stat)?;
         Ok(size)
     }
 

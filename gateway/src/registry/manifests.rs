@@ -215,7 +215,7 @@ fn collect(body: Body) -> BoxFuture<'static, Result<Bytes, http::Error>> {
 }
 
 /// The digest of bytes at hand.
-pub(super) fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+pub(crate) fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::new(algorithm);
     hasher.update(bytes);
     hasher.finish()

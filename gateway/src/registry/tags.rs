@@ -71,6 +71,11 @@ impl Tags {
         Ok(self.index.kept(repository.namespace(), digest).await?)
     }
 
+    /// The same for a push, which then need not bring it.
+    pub async fn renew(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
+        Ok(self.index.renew(repository.namespace(), digest).await?)
+    }
+
     /// Takes a blob or a manifest from the repository; a manifest with its tags, and from the list of what is about `subject`.
     pub async fn delete(
         &self,
