@@ -59,7 +59,7 @@ const CONNECTIONS_MAX: usize = 4096;
 /// Accepted connections of one remote address and shard at most; of this machine itself as many as of all.
 const PER_ADDRESS_MAX: usize = 20;
 /// Channels on which one blob is served by one shard at most.
-const LANES_MAX: usize = 256;
+const LANES_MAX: usize = 1024;
 /// Downloads of one shard at most.
 const DOWNLOADS_MAX: usize = 4096;
 /// Peers banned at once at most; the oldest ban is lifted for the newest.

@@ -5,7 +5,7 @@
 //! does its work at once answers `run` with a report when done.
 
 use anyhow::{Context, Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -21,10 +21,51 @@ pub(crate) struct Usage {
     pub(crate) user_s: f64,
     /// CPU seconds in the kernel.
     pub(crate) system_s: f64,
-    /// Most memory resident so far, bytes, file pages included.
-    pub(crate) rss_max: u64,
-    /// Bytes of payload that the child counted.
+    /// Memory resident at the end, file pages aside, bytes.
+    pub(crate) anon: u64,
+    /// Times it was taken off a core, willing or not.
+    pub(crate) switches: u64,
+    /// Payload that it counted, bytes.
     pub(crate) bytes: u64,
+    /// Sends and receives that it counted.
+    pub(crate) calls: u64,
+    /// From each request to its answer, where it counted them.
+    pub(crate) latency: Option<Latency>,
+}
+
+/// Milliseconds from a request to the last byte of its answer.
+#[derive(Clone, Copy, Default, Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+}
+
+impl Latency {
+    /// Of samples in any order; none where there are none.
+    pub(crate) fn of(mut samples: Vec<Duration>) -> Option<Self> {
+        samples.sort_unstable();
+        let at = |per_mille: usize| {
+            let index = samples.len().checked_sub(1)? * per_mille / 1000;
+            samples.get(index).map(|sample| sample.as_secs_f64() * 1e3)
+        };
+        Some(Self { p50: at(500)?, p99: at(990)?, p999: at(999)? })
+    }
+}
+
+/// What a child moved so far.
+#[derive(Clone, Default)]
+pub(crate) struct Moved {
+    pub(crate) bytes: u64,
+    pub(crate) calls: u64,
+    pub(crate) latency: Option<Latency>,
+}
+
+impl Moved {
+    /// Payload and nothing else worth counting.
+    pub(crate) fn bytes(bytes: u64) -> Self {
+        Self { bytes, ..Self::default() }
+    }
 }
 
 impl Usage {
@@ -35,28 +76,32 @@ impl Usage {
 }
 
 /// The child's clock: started by `mark`, read by `report`.
-pub(crate) struct Clock {
+struct Clock {
     started: Instant,
     user: Duration,
     system: Duration,
+    switches: u64,
 }
 
 impl Clock {
-    /// Starts now.
-    pub(crate) fn mark() -> Result<Self> {
-        let (user, system, _) = used()?;
-        Ok(Self { started: Instant::now(), user, system })
+    fn mark() -> Result<Self> {
+        let (user, system, switches) = used()?;
+        Ok(Self { started: Instant::now(), user, system, switches })
     }
 
-    /// What was used since, `bytes` of payload moved meanwhile.
-    pub(crate) fn report(&self, bytes: u64) -> Result<Usage> {
-        let (user, system, rss_max) = used()?;
+    /// What was used since, while that much was moved.
+    fn report(&self, moved: Moved) -> Result<Usage> {
+        let wall_s = self.started.elapsed().as_secs_f64();
+        let (user, system, switches) = used()?;
         Ok(Usage {
-            wall_s: self.started.elapsed().as_secs_f64(),
+            wall_s,
             user_s: (user - self.user).as_secs_f64(),
             system_s: (system - self.system).as_secs_f64(),
-            rss_max,
-            bytes,
+            anon: resident_anon().unwrap_or(0),
+            switches: switches - self.switches,
+            bytes: moved.bytes,
+            calls: moved.calls,
+            latency: moved.latency,
         })
     }
 }
@@ -66,17 +111,35 @@ fn used() -> Result<(Duration, Duration, u64)> {
     let duration = |t: nix::sys::time::TimeVal| -> Result<Duration> {
         Ok(Duration::new(u64::try_from(t.tv_sec())?, u32::try_from(t.tv_usec())? * 1000))
     };
-    Ok((duration(usage.user_time())?, duration(usage.system_time())?, u64::try_from(usage.max_rss())? * 1024))
+    let switches = usage.voluntary_context_switches() + usage.involuntary_context_switches();
+    Ok((duration(usage.user_time())?, duration(usage.system_time())?, u64::try_from(switches)?))
+}
+
+/// Memory of this process that no file stands behind, bytes.
+fn resident_anon() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// As many descriptors as the machine lets this process have.
+pub(crate) fn raise_descriptors() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// In the child: says it is ready and answers the parent until it hangs up. `run` does the work of a child that has one job and
-/// says how many bytes it moved; `moved` tells the bytes a server has moved so far.
-pub(crate) fn answer(ready: &str, mut run: impl FnMut() -> Result<u64>, moved: impl Fn() -> u64) -> Result<()> {
+/// says what it moved; `moved` tells what a server has moved so far.
+pub(crate) fn answer(ready: &str, mut run: impl FnMut() -> Result<Moved>, moved: impl Fn() -> Moved) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready {ready}")?;
     out.flush()?;
     let mut clock = Clock::mark()?;
     let mut before = moved();
+    let since = |before: &Moved| {
+        let now = moved();
+        Moved { bytes: now.bytes - before.bytes, calls: now.calls - before.calls, latency: None }
+    };
     for line in std::io::stdin().lock().lines() {
         match line?.as_str() {
             "mark" => {
@@ -86,10 +149,12 @@ pub(crate) fn answer(ready: &str, mut run: impl FnMut() -> Result<u64>, moved: i
             }
             "run" => {
                 clock = Clock::mark()?;
-                let bytes = run()?;
-                writeln!(out, "{}", serde_json::to_string(&clock.report(bytes)?)?)?;
+                before = moved();
+                let ran = run()?;
+                let calls = ran.calls.max(since(&before).calls);
+                writeln!(out, "{}", serde_json::to_string(&clock.report(Moved { calls, ..ran })?)?)?;
             }
-            "report" => writeln!(out, "{}", serde_json::to_string(&clock.report(moved() - before)?)?)?,
+            "report" => writeln!(out, "{}", serde_json::to_string(&clock.report(since(&before))?)?)?,
             "quit" => break,
             other => bail!("unknown word from the parent: {other}"),
         }
@@ -98,7 +163,7 @@ pub(crate) fn answer(ready: &str, mut run: impl FnMut() -> Result<u64>, moved: i
     Ok(())
 }
 
-/// In the parent: a child, pinned to a core where more than one is to be had.
+/// In the parent: a child, pinned to the cores it was started for.
 pub(crate) struct Role {
     child: Child,
     input: ChildStdin,
@@ -130,21 +195,37 @@ impl Role {
 
     /// Starts the child's clock.
     pub(crate) fn mark(&mut self) -> Result<()> {
-        self.ask("mark").map(drop)
+        self.tell("mark")?;
+        self.hear().map(drop)
     }
 
     /// What the child used since its clock was started.
     pub(crate) fn report(&mut self) -> Result<Usage> {
-        Ok(serde_json::from_str(&self.ask("report")?)?)
+        self.tell("report")?;
+        self.ran()
     }
 
     /// Has the child do its work; what it used.
     pub(crate) fn run(&mut self) -> Result<Usage> {
-        Ok(serde_json::from_str(&self.ask("run")?)?)
+        self.begin()?;
+        self.ran()
     }
 
-    fn ask(&mut self, word: &str) -> Result<String> {
-        writeln!(self.input, "{word}")?;
+    /// Has the child begin its work; [`Self::ran`] waits for its end.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.tell("run")
+    }
+
+    /// What the work used that was begun.
+    pub(crate) fn ran(&mut self) -> Result<Usage> {
+        Ok(serde_json::from_str(&self.hear()?)?)
+    }
+
+    fn tell(&mut self, word: &str) -> Result<()> {
+        Ok(writeln!(self.input, "{word}")?)
+    }
+
+    fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         if line.is_empty() {
@@ -156,8 +237,21 @@ impl Role {
 
 impl Drop for Role {
     fn drop(&mut self) {
+        // It may have ended by itself.
         let _ = writeln!(self.input, "quit");
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let latency = Latency::of((0..=1000).rev().map(Duration::from_millis).collect()).unwrap();
+        assert_eq!((latency.p50, latency.p99, latency.p999), (500.0, 990.0, 999.0));
+        assert!(Latency::of(Vec::new()).is_none());
     }
 }

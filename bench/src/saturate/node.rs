@@ -1,10 +1,10 @@
 //! Shoal's ends: an engine that seeds a file, an engine that pulls it.
 
-use super::child;
+use super::child::{self, Moved};
 use anyhow::{Context, Result, ensure};
 use engine::{
     Handle,
-    handle::{Class, Config, DriverChoice, Limits, Peer, Proof},
+    handle::{Class, Config, DriverChoice, Limits, Peer, Proof, Stat},
 };
 use peer_proto::{Algorithm, Layout, LayoutBuilder, PeerId};
 use std::{
@@ -72,15 +72,40 @@ impl Node {
     }
 }
 
-/// Takes a file in and seeds it; ready with `ADDR ID LAYOUT-FILE`.
-pub(crate) fn seed(node: &Node, file: &Path) -> Result<()> {
-    let (runtime, handle) = node.start(true)?;
-    let layout = runtime.block_on(take_in(&handle, file))?;
-    let beside = node.data_dir.with_extension("layout");
-    fs::write(&beside, layout.encode())?;
-    let sent = || metric(&handle, "peer_sent_bytes_total");
-    child::answer(&format!("{} {} {}", handle.peer_addr(), handle.id(), beside.display()), || Ok(0), sent)?;
+/// Seeds files, taking in those that are not here from an earlier start; ready with `ADDR ID LAYOUT-FILE...`.
+pub(crate) fn seed(node: &Node, files: &[PathBuf]) -> Result<()> {
+    let (runtime, handle) = node.start(false)?;
+    let mut ready = format!("{} {}", handle.peer_addr(), handle.id());
+    for (i, file) in files.iter().enumerate() {
+        let beside = node.data_dir.with_extension(format!("layout-{i}"));
+        let known = fs::read(&beside).ok().and_then(|bytes| Layout::decode(&bytes).ok());
+        let here = match &known {
+            Some(layout) => matches!(runtime.block_on(handle.stat(layout.digest()))?, Stat::Whole { .. }),
+            None => false,
+        };
+        if !here {
+            fs::write(&beside, runtime.block_on(take_in(&handle, file))?.encode())?;
+        }
+        ready.push(' ');
+        ready.push_str(&beside.display().to_string());
+    }
+    child::answer(&ready, || Ok(Moved::default()), || sent(&handle))?;
     runtime.block_on(handle.shutdown(DRAIN));
+    Ok(())
+}
+
+/// Takes the pages of every file below `dir` out of memory, as far as nobody has them mapped.
+pub(crate) fn forget_pages(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            forget_pages(&entry.path())?;
+        } else if entry.file_type()?.is_file() {
+            let file = fs::File::open(entry.path())?;
+            file.sync_all()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
+    }
     Ok(())
 }
 
@@ -109,19 +134,28 @@ pub(crate) fn leech(node: &Node, layout: &Path, peer: SocketAddr, id: PeerId) ->
     let run = || {
         runtime.block_on(async {
             handle.download(namespace.clone(), layout.clone(), Class::Foreground).await?;
-            handle.peers(layout.digest(), vec![Peer { id, addr: peer, origin: true }]);
+            handle.peers(layout.digest(), vec![Peer { id, addr: peer, origin: false }]);
             let mut reader = handle.read(layout.digest(), 0..layout.length()).await?;
             let mut got = 0;
             while let Some(bytes) = reader.next().await {
                 got += bytes?.len() as u64;
             }
             ensure!(got == layout.length(), "read {got} bytes of {}", layout.length());
-            Ok(got)
+            Ok(Moved::bytes(got))
         })
     };
-    child::answer("", run, || 0)?;
+    child::answer("", run, || received(&handle))?;
     runtime.block_on(handle.shutdown(DRAIN));
     Ok(())
+}
+
+fn sent(handle: &Handle) -> Moved {
+    let calls = metric(handle, "sends_total") + metric(handle, "receives_total");
+    Moved { bytes: metric(handle, "peer_sent_bytes_total"), calls, latency: None }
+}
+
+fn received(handle: &Handle) -> Moved {
+    Moved { bytes: metric(handle, "peer_received_bytes_total"), ..sent(handle) }
 }
 
 fn metric(handle: &Handle, name: &str) -> u64 {
@@ -139,8 +173,8 @@ pub(crate) struct Seeder {
     pub(crate) addr: String,
     /// Its name.
     pub(crate) id: String,
-    /// The layout's file.
-    pub(crate) layout: String,
+    /// The layouts' files, in the order of the blobs' files.
+    pub(crate) layouts: Vec<String>,
 }
 
 impl Seeder {
@@ -148,6 +182,6 @@ impl Seeder {
     pub(crate) fn parse(ready: &str) -> Result<Self> {
         let mut words = ready.split(' ').map(ToOwned::to_owned);
         let mut word = || words.next().with_context(|| format!("a seeder said {ready:?}"));
-        Ok(Self { addr: word()?, id: word()?, layout: word()? })
+        Ok(Self { addr: word()?, id: word()?, layouts: words.collect() })
     }
 }

@@ -140,7 +140,7 @@ impl Cluster {
     /// Stores a blob at all origins; its digest.
     pub(crate) fn seed(&self, shoal: &Path, work: &Path, len: u64) -> Result<String> {
         let file = work.join("blob");
-        crate::saturate::make_blob(&file, len)?;
+        crate::saturate::make_blob(&file, len, 0)?;
         let origin = self.origins.first().context("no origin")?;
         let out = origin
             .inside(&shoal.display().to_string())

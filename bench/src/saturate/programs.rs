@@ -1,0 +1,232 @@
+//! Programs that are not this one: `shoal` as its users start it, nginx and curl.
+
+use super::{child::Usage, compare::Run};
+use crate::process;
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longest wait for a program to answer.
+const READY: Duration = Duration::from_secs(20);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A program in the background, ended with its owner.
+struct Program(Child);
+
+impl Program {
+    fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let out = File::create(log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        Ok(Self(command.spawn().with_context(|| format!("start {:?}", command.get_program()))?))
+    }
+
+    /// CPU seconds so far.
+    fn cpu_s(&self) -> Result<f64> {
+        process::cpu_s(self.0.id())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
+    let held: Vec<TcpListener> =
+        (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+    let mut ports = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for (port, listener) in ports.iter_mut().zip(&held) {
+        *port = listener.local_addr()?;
+    }
+    Ok(ports)
+}
+
+fn await_listener(addr: SocketAddr, log: &Path) -> Result<()> {
+    let start = Instant::now();
+    while TcpStream::connect(addr).is_err() {
+        if start.elapsed() > READY {
+            bail!("nothing listens on {addr}: {}", fs::read_to_string(log).unwrap_or_default());
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// An origin, a tracker and an agent on loopback.
+pub(crate) struct Cluster {
+    shoal: PathBuf,
+    origin: Program,
+    _tracker: Program,
+    agent: Program,
+    origin_api: SocketAddr,
+    agent_api: SocketAddr,
+}
+
+impl Cluster {
+    /// The binary beside this one, unless another is named; none where there is none.
+    pub(crate) fn binary(given: Option<&Path>) -> Option<PathBuf> {
+        let beside = std::env::current_exe().ok()?.with_file_name("shoal");
+        Some(given.map_or(beside, Path::to_owned)).filter(|path| path.is_file())
+    }
+
+    /// Starts all three below `dir`.
+    pub(crate) fn start(shoal: &Path, dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let config = dir.join("origin.toml");
+        // A store that no namespace of ours goes to: nothing is written back while somebody measures.
+        fs::write(&config, "[[backends]]\nnamespace = \"^none$\"\nstore = { kind = \"memory\" }\n")?;
+        let [origin_api, origin_peer, tracker, agent_registry, agent_api, agent_peer, index] = free_ports()?;
+        let start = |role: &str, api: SocketAddr, words: &[(&str, String)]| {
+            let log = dir.join(format!("{role}.log"));
+            let mut command = Command::new(shoal);
+            command.arg(role).arg("--data-dir").arg(dir.join(role)).arg("--api-listen").arg(api.to_string());
+            for (flag, value) in words {
+                command.arg(flag).arg(value);
+            }
+            let program = Program::start(&mut command, &log)?;
+            await_listener(api, &log)?;
+            anyhow::Ok(program)
+        };
+        let origin = start(
+            "origin",
+            origin_api,
+            &[
+                ("--config", config.display().to_string()),
+                ("--peer-listen", origin_peer.to_string()),
+                ("--origin", origin_api.to_string()),
+                ("--this", origin_api.to_string()),
+            ],
+        )?;
+        let tracker_program = start("tracker", tracker, &[("--origin", origin_api.to_string())])?;
+        let agent = start(
+            "agent",
+            agent_api,
+            &[
+                ("--registry-listen", agent_registry.to_string()),
+                ("--peer-listen", agent_peer.to_string()),
+                ("--tracker", tracker.to_string()),
+                ("--index", index.to_string()),
+            ],
+        )?;
+        Ok(Self { shoal: shoal.to_owned(), origin, _tracker: tracker_program, agent, origin_api, agent_api })
+    }
+
+    /// Puts a file on the origin; its digest.
+    pub(crate) fn put(&self, file: &Path) -> Result<String> {
+        let mut command = Command::new(&self.shoal);
+        command.args(["blob", "put", "--namespace", "bench", "--origin", &self.origin_api.to_string()]).arg(file);
+        let out = command.stderr(Stdio::null()).output()?;
+        ensure!(out.status.success(), "shoal blob put ended with {}", out.status);
+        Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+    }
+
+    /// Gets a blob from the agent and throws it away.
+    pub(crate) fn get(&self, digest: &str) -> Result<Run> {
+        let before = (self.origin.cpu_s()?, self.agent.cpu_s()?);
+        let started = Instant::now();
+        let bytes = discard(self.agent_api, &format!("/namespace/bench/blobs/{digest}"))?;
+        let wall_s = started.elapsed().as_secs_f64();
+        let after = (self.origin.cpu_s()?, self.agent.cpu_s()?);
+        let sender = Usage { system_s: after.0 - before.0, ..Usage::default() };
+        let receiver = Usage { wall_s, system_s: after.1 - before.1, bytes, ..Usage::default() };
+        Ok(Run { sender, receiver })
+    }
+
+    /// Has the agent forget a blob.
+    pub(crate) fn forget(&self, digest: &str) -> Result<()> {
+        let mut socket = TcpStream::connect(self.agent_api)?;
+        write!(socket, "DELETE /blobs/{digest} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "the agent answered {answer:?}");
+        Ok(())
+    }
+}
+
+/// A GET whose body is thrown away; its bytes.
+fn discard(server: SocketAddr, path: &str) -> Result<u64> {
+    let mut socket = TcpStream::connect(server)?;
+    socket.set_nodelay(true)?;
+    write!(socket, "GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")?;
+    let mut buffer = vec![0; 1 << 20];
+    let got = socket.read(&mut buffer)?;
+    let head = buffer[..got].windows(4).position(|four| four == b"\r\n\r\n").context("an answer without a head")? + 4;
+    ensure!(buffer.starts_with(b"HTTP/1.1 200"), "GET {path}: {}", String::from_utf8_lossy(&buffer[..head]));
+    let mut bytes = (got - head) as u64;
+    loop {
+        match socket.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            got => bytes += got as u64,
+        }
+    }
+}
+
+/// nginx serving one directory.
+pub(crate) struct Nginx {
+    _program: Program,
+    addr: SocketAddr,
+}
+
+impl Nginx {
+    /// Where Debian puts it; none where it is not installed, or curl is not.
+    pub(crate) fn binary() -> Option<PathBuf> {
+        let there =
+            |dirs: &[&str], name: &str| dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+        there(&["/usr/bin", "/bin"], "curl")?;
+        there(&["/usr/sbin", "/usr/bin", "/usr/local/sbin"], "nginx")
+    }
+
+    /// Serves `root`, as the distribution's own settings would: one worker, sendfile.
+    pub(crate) fn start(binary: &Path, root: &Path, dir: &Path) -> Result<Self> {
+        let [addr] = free_ports()?;
+        let (config, log) = (dir.join("nginx.conf"), dir.join("nginx.log"));
+        let (root, dir) = (root.display(), dir.display());
+        fs::write(
+            &config,
+            format!(
+                "daemon off; master_process off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.err;\n\
+                 events {{ worker_connections 64; }}\n\
+                 http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {dir}/body; \
+                 proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; \
+                 scgi_temp_path {dir}/scgi; server {{ listen {addr}; root {root}; }} }}\n"
+            ),
+        )?;
+        let program = Program::start(Command::new(binary).arg("-c").arg(&config), &log)?;
+        await_listener(addr, &log)?;
+        Ok(Self { _program: program, addr })
+    }
+
+    /// curl gets a file into another, sha256sum reads it.
+    pub(crate) fn fetch(&self, name: &str, into: &Path, len: u64) -> Result<Run> {
+        let before = children_cpu_s()?;
+        let started = Instant::now();
+        let url = format!("http://{}/{name}", self.addr);
+        let got = Command::new("curl").args(["-sf", "-o"]).arg(into).arg(url).status()?;
+        ensure!(got.success(), "curl ended with {got}");
+        let hashed = Command::new("sha256sum").arg(into).stdout(Stdio::null()).status()?;
+        ensure!(hashed.success(), "sha256sum ended with {hashed}");
+        let wall_s = started.elapsed().as_secs_f64();
+        let system_s = children_cpu_s()? - before;
+        fs::remove_file(into)?;
+        Ok(Run::alone(Usage { wall_s, system_s, bytes: len, ..Usage::default() }))
+    }
+}
+
+/// CPU seconds of the children that have ended.
+fn children_cpu_s() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let seconds = |time: nix::sys::time::TimeVal| -> Result<f64> {
+        Ok(Duration::new(u64::try_from(time.tv_sec())?, u32::try_from(time.tv_usec())? * 1000).as_secs_f64())
+    };
+    Ok(seconds(usage.user_time())? + seconds(usage.system_time())?)
+}

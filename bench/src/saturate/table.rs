@@ -1,0 +1,511 @@
+//! The table of the data path: what Shoal does beside what the machine can do, case by case.
+
+use super::{
+    child::{Latency, Role},
+    compare::{Run, Runs, Turns, Warm},
+    make_blob,
+    node::{Seeder, forget_pages},
+    programs::{Cluster, Nginx},
+};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Bytes of a blob that is read for its latency.
+const SMALL_KIB: u64 = 64;
+/// Connections of the `connections` case.
+const MANY: usize = 1000;
+/// Small blobs pulled in each run of `small`.
+const SMALL_BLOBS: usize = 20;
+/// How long hot reads are timed beside cold ones, milliseconds.
+const BESIDE_MS: u64 = 1000;
+
+/// A case of the table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, clap::ValueEnum)]
+pub(crate) enum Case {
+    /// Serve a hot blob to 1, 8 and 64 connections: GB/s ÷ sendfile's.
+    Serve,
+    /// CPU of the serving process for each GB ÷ sendfile's.
+    ServeCpu,
+    /// Receive, CRC-32, write: GB/s ÷ a bare loop's.
+    Receive,
+    /// The same with the proof: GB/s ÷ the slower of the bare loop and SHA-256.
+    ReceiveProof,
+    /// From one node to another: GB/s ÷ nginx, curl and sha256sum.
+    AgentToAgent,
+    /// Cold through an agent's HTTP API: CPU for each GB ÷ the sum of the raw steps.
+    Pull,
+    /// A cold blob of 64 KiB through an agent, ms.
+    Small,
+    /// 1,000 connections ÷ 8.
+    Connections,
+    /// A blob that is on disk only: GB/s ÷ direct reads of the file.
+    Cold,
+    /// p99.9 of a hot read of 64 KiB while cold blobs are served, ms.
+    HotBesideCold,
+    /// epoll ÷ `io_uring`.
+    Epoll,
+}
+
+/// What the table is made of.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Bytes of the blob, MiB.
+    #[arg(long, default_value_t = 1024)]
+    blob_mib: u64,
+    /// Counted runs of each side; one more warms up.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Where blobs are put; a folder below it is made and removed.
+    #[arg(long, default_value = "/tmp")]
+    dir: PathBuf,
+    /// io-uring, epoll, or auto.
+    #[arg(long, default_value = "auto")]
+    driver: String,
+    /// Only these cases.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Case>,
+    /// The `shoal` to start for `pull` and `small`; the one beside this program unless given.
+    #[arg(long)]
+    shoal: Option<PathBuf>,
+    /// Write rows of `case`, `ours`, `against`, `ratio` here.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// A line of the table.
+#[derive(serde::Serialize)]
+struct Row {
+    case: &'static str,
+    ours: f64,
+    against: f64,
+    ratio: f64,
+    #[serde(skip)]
+    unit: &'static str,
+    #[serde(skip)]
+    target: &'static str,
+    #[serde(skip)]
+    note: String,
+}
+
+/// Runs the cases and prints their table.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let dir = args.dir.join(format!("shoal-saturate-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let table = Table::new(args, &dir).and_then(|mut table| {
+        table.measure()?;
+        Ok(table.rows)
+    });
+    fs::remove_dir_all(&dir)?;
+    let rows = table?;
+    println!("\n{:<16} {:>8} {:>8} {:>7}  {:<9} {:<9} note", "case", "ours", "against", "ratio", "target", "unit");
+    for Row { case, ours, against, ratio, unit, target, note } in &rows {
+        println!("{case:<16} {ours:>8.3} {against:>8.3} {ratio:>7.3}  {target:<9} {unit:<9} {note}");
+    }
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+struct Table<'a> {
+    args: &'a Args,
+    dir: &'a Path,
+    file: PathBuf,
+    len: u64,
+    turns: Turns,
+    /// Cores of the side that serves, of the side that is served, and all of them.
+    sender: Vec<usize>,
+    receiver: Vec<usize>,
+    all: Vec<usize>,
+    rows: Vec<Row>,
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(ToOwned::to_owned).into()
+}
+
+impl<'a> Table<'a> {
+    fn new(args: &'a Args, dir: &'a Path) -> Result<Self> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        let all: Vec<usize> = (0..count).collect();
+        let (sender, receiver) =
+            if count < 2 { (all.clone(), all.clone()) } else { (all[..count / 2].to_vec(), all[count / 2..].to_vec()) };
+        let file = dir.join("blob");
+        make_blob(&file, args.blob_mib << 20, 1)?;
+        let len = args.blob_mib << 20;
+        let warm = Warm::new(dir.join("warm"), usize::try_from(len)?);
+        let turns = Turns { runs: args.runs, warm };
+        Ok(Self { args, dir, file, len, turns, sender, receiver, all, rows: Vec::new() })
+    }
+
+    fn wants(&self, case: Case) -> bool {
+        self.args.only.is_empty() || self.args.only.contains(&case)
+    }
+
+    fn measure(&mut self) -> Result<()> {
+        if self.wants(Case::Serve) || self.wants(Case::ServeCpu) {
+            self.serve()?;
+        }
+        if self.wants(Case::Receive) || self.wants(Case::ReceiveProof) {
+            self.receive()?;
+        }
+        if self.wants(Case::AgentToAgent) {
+            self.agent_to_agent()?;
+        }
+        if self.wants(Case::Connections) {
+            self.connections()?;
+        }
+        if self.wants(Case::Cold) {
+            self.cold()?;
+        }
+        if self.wants(Case::HotBesideCold) {
+            self.hot_beside_cold()?;
+        }
+        if self.wants(Case::Epoll) {
+            self.epoll()?;
+        }
+        if self.wants(Case::Pull) || self.wants(Case::Small) {
+            self.cluster()?;
+        }
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        case: &'static str,
+        unit: &'static str,
+        target: &'static str,
+        ours: f64,
+        against: f64,
+        note: String,
+    ) {
+        self.rows.push(Row { case, ours, against, ratio: ours / against, unit, target, note });
+    }
+
+    fn node(&self, name: &str) -> Vec<String> {
+        words(["--driver", &self.args.driver, "--data-dir", &self.dir.join(name).display().to_string()])
+    }
+
+    /// A node that seeds files, its one shard and one worker on these cores.
+    fn seeder(&self, name: &str, cores: &[usize], files: &[&Path]) -> Result<(Role, Seeder)> {
+        let mut args = self.node(name);
+        args.extend(words(["--workers", "1"]));
+        args.extend(files.iter().map(|file| file.display().to_string()));
+        let role = Role::start(cores, "seed", &args)?;
+        let told = Seeder::parse(&role.ready)?;
+        Ok((role, told))
+    }
+
+    fn sendfile(&self, cores: &[usize]) -> Result<Role> {
+        Role::start(cores, "sendfile-server", &words([&self.file.display().to_string()]))
+    }
+
+    /// `connections` that get `mib` each from a node, and throw it away.
+    fn peers(&self, told: &Seeder, blob: usize, connections: usize, mib: u64, more: &[&str]) -> Result<Role> {
+        let (connections, pieces) = (connections.to_string(), mib.to_string());
+        let mut args = words([&told.addr, &told.layouts[blob], "--connections", &connections, "--pieces", &pieces]);
+        args.extend(more.iter().map(|word| (*word).to_owned()));
+        Role::start(&self.receiver, "peer-client", &args)
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
+        let mut raw = self.sendfile(&self.sender)?;
+        let (mut speed, mut cpu) = (Vec::new(), Vec::new());
+        let (mut speed_notes, mut cpu_notes) = (Vec::new(), Vec::new());
+        for connections in [1, 8, 64] {
+            let mib = (2 * self.args.blob_mib / connections as u64).clamp(1, self.args.blob_mib);
+            let name = format!("serve {connections}");
+            let [ours, against] = self.turns.take_dry(&name, ["ours", "sendfile"], |side| {
+                if side == 0 {
+                    let mut client = self.peers(&told, 0, connections, mib, &[])?;
+                    Run::together(&self.turns.warm, &mut seeder, &mut client)
+                } else {
+                    let client = words([&raw.ready, &connections.to_string(), &(mib << 20).to_string()]);
+                    let mut client = Role::start(&self.receiver, "discard-client", &client)?;
+                    Run::together(&self.turns.warm, &mut raw, &mut client)
+                }
+            })?;
+            speed.push((connections, ours.median(Run::gb_per_s), against.median(Run::gb_per_s)));
+            cpu.push((connections, ours.median(Run::sender_cpu), against.median(Run::sender_cpu)));
+            speed_notes.push(format!("{connections}: {:.2} {}", ours.median(Run::gb_per_s), best(&ours, &against)));
+            cpu_notes.push(format!(
+                "{connections}: {}, both ends {:.2} against {:.2}",
+                least(&ours, &against),
+                ours.median(Run::cpu),
+                against.median(Run::cpu)
+            ));
+        }
+        // The table's figure is the worst of the three.
+        let worst = |figures: &[(usize, f64, f64)], sign: f64| {
+            figures.iter().copied().min_by(|a, b| (sign * a.1 / a.2).total_cmp(&(sign * b.1 / b.2))).unwrap_or_default()
+        };
+        let (_, ours, against) = worst(&speed, 1.0);
+        self.row("serve", "GB/s", ">= 0.95", ours, against, speed_notes.join("; "));
+        let (_, ours, against) = worst(&cpu, -1.0);
+        self.row("serve-cpu", "CPU s/GB", "<= 1.10", ours, against, cpu_notes.join("; "));
+        Ok(())
+    }
+
+    /// A node that pulls the blob from a peer and reads it as a client would.
+    fn leech(&self, cores: &[usize], told: &Seeder, seeder: &mut Role, more: &[&str]) -> Result<Run> {
+        let mut args = self.node("leecher");
+        args.extend(more.iter().map(|word| (*word).to_owned()));
+        args.extend(words([&told.layouts[0], &told.addr, &told.id]));
+        let mut leecher = Role::start(cores, "leech", &args)?;
+        let run = Run::together(&self.turns.warm, seeder, &mut leecher)?;
+        drop(leecher);
+        fs::remove_dir_all(self.dir.join("leecher"))?;
+        Ok(run)
+    }
+
+    fn receive_raw(&self, raw: &mut Role) -> Result<Run> {
+        let file = self.dir.join("received");
+        let args = words([&raw.ready, &self.len.to_string(), &file.display().to_string()]);
+        let mut client = Role::start(&self.receiver, "receive-file", &args)?;
+        let run = Run::together(&self.turns.warm, raw, &mut client)?;
+        fs::remove_file(file)?;
+        Ok(run)
+    }
+
+    fn hash(&self) -> Result<Run> {
+        Ok(Run::alone(Role::start(&self.receiver, "hash", &words([&self.len.to_string()]))?.run()?))
+    }
+
+    fn receive(&mut self) -> Result<()> {
+        let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
+        let mut raw = self.sendfile(&self.sender)?;
+        let names = ["crc", "proof", "recv-pwrite", "sha256"];
+        let [crc, proof, bare, hash] = self.turns.take("receive", names, |side| match side {
+            0 => self.leech(&self.receiver, &told, &mut seeder, &["--proof-crc", "--workers", "1"]),
+            // The hash is to have a core of its own, and with two there is none left for the sender.
+            1 => self.leech(self.proof_cores(), &told, &mut seeder, &["--workers", "1"]),
+            2 => self.receive_raw(&mut raw),
+            _ => self.hash(),
+        })?;
+        let note = format!(
+            "{}, receiver CPU s/GB {:.2} against {:.2}",
+            best(&crc, &bare),
+            crc.median(Run::receiver_cpu),
+            bare.median(Run::receiver_cpu)
+        );
+        self.row("receive", "GB/s", ">= 0.90", crc.median(Run::gb_per_s), bare.median(Run::gb_per_s), note);
+        let slower = if bare.median(Run::gb_per_s) < hash.median(Run::gb_per_s) { &bare } else { &hash };
+        let note = format!("{}, receiver CPU s/GB {:.2}", best(&proof, slower), proof.median(Run::receiver_cpu));
+        self.row("receive-proof", "GB/s", ">= 0.85", proof.median(Run::gb_per_s), slower.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    fn proof_cores(&self) -> &[usize] {
+        if self.receiver.len() < 2 { &self.all } else { &self.receiver }
+    }
+
+    fn agent_to_agent(&mut self) -> Result<()> {
+        let Some(binary) = Nginx::binary() else {
+            println!("agent-to-agent   left out: nginx or curl is not installed");
+            return Ok(());
+        };
+        let nginx = Nginx::start(&binary, self.dir, self.dir)?;
+        let (mut seeder, told) = self.seeder("seeder", &self.all, &[&self.file])?;
+        let [ours, against] = self.turns.take("agent-to-agent", ["ours", "nginx+curl"], |side| {
+            if side == 0 {
+                self.leech(&self.all, &told, &mut seeder, &["--workers", "1"])
+            } else {
+                self.turns.warm.release()?;
+                nginx.fetch("blob", &self.dir.join("curled"), self.len)
+            }
+        })?;
+        let note = format!("{}, CPU s/GB {:.2} both ends", best(&ours, &against), ours.median(Run::cpu));
+        self.row("agent-to-agent", "GB/s", ">= 1.5", ours.median(Run::gb_per_s), against.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    fn connections(&mut self) -> Result<()> {
+        let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
+        let [many, few] = self.turns.take_dry("connections", ["1000", "8"], |side| {
+            let (connections, mib) = if side == 0 { (MANY, 2) } else { (8, 256) };
+            let mut client = self.peers(&told, 0, connections, mib, &[])?;
+            Run::together(&self.turns.warm, &mut seeder, &mut client)
+        })?;
+        let anon = many.median(|run| mib(run.sender.anon));
+        let note = format!("{}, anonymous memory of the node with 1000: {anon:.0} MiB", best(&many, &few));
+        self.row("connections", "GB/s", ">= 0.90", many.median(Run::gb_per_s), few.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    /// A node whose blobs are on disk only: started anew, for pages that a process has mapped stay.
+    fn cold_seeder(&self, files: &[&Path]) -> Result<(Role, Seeder)> {
+        drop(self.seeder("cold", &self.sender, files)?);
+        let (seeder, told) = self.seeder("cold", &self.sender, files)?;
+        forget_pages(&self.dir.join("cold"))?;
+        Ok((seeder, told))
+    }
+
+    fn cold(&mut self) -> Result<()> {
+        let [ours, against] = self.turns.take("cold", ["ours", "O_DIRECT"], |side| {
+            if side == 0 {
+                let (mut seeder, told) = self.cold_seeder(&[&self.file])?;
+                let mut client = self.peers(&told, 0, 4, self.args.blob_mib / 4, &["--spread"])?;
+                Run::together(&self.turns.warm, &mut seeder, &mut client)
+            } else {
+                let file = words([&self.file.display().to_string()]);
+                Ok(Run::alone(Role::start(&self.sender, "direct-read", &file)?.run()?))
+            }
+        })?;
+        let note = format!("{}, sender CPU s/GB {:.2}", best(&ours, &against), ours.median(Run::sender_cpu));
+        self.row("cold", "GB/s", ">= 0.85", ours.median(Run::gb_per_s), against.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    fn hot_beside_cold(&mut self) -> Result<()> {
+        let small = self.dir.join("small");
+        make_blob(&small, SMALL_KIB << 10, 2)?;
+        let beside = BESIDE_MS.to_string();
+        let hot = |told: &Seeder| self.peers(told, 1, 1, 1, &["--window", "1", "--for-ms", &beside]);
+        let [alone, both] = self.turns.take("hot-beside-cold", ["alone", "beside cold"], |side| {
+            let (mut seeder, told) = self.cold_seeder(&[&self.file, &small])?;
+            // The first read brings it in.
+            Run::together(&self.turns.warm, &mut seeder, &mut self.peers(&told, 1, 1, 1, &["--window", "1"])?)?;
+            let mut hot = hot(&told)?;
+            if side == 0 {
+                return Run::together(&self.turns.warm, &mut seeder, &mut hot);
+            }
+            let mut cold = self.peers(&told, 0, 4, self.args.blob_mib / 4, &["--spread"])?;
+            seeder.mark()?;
+            cold.begin()?;
+            let receiver = hot.run()?;
+            let sender = seeder.report()?;
+            let cold = Run::alone(cold.ran()?);
+            println!("{:<16} cold beside it: {}", "", cold.line());
+            Ok(Run { sender, receiver })
+        })?;
+        let p999 = |run: &Run| run.receiver.latency.unwrap_or_default().p999;
+        let Latency { p50, p99, .. } = Latency {
+            p50: both.median(|run| run.receiver.latency.unwrap_or_default().p50),
+            p99: both.median(|run| run.receiver.latency.unwrap_or_default().p99),
+            p999: 0.0,
+        };
+        let note = format!("ours beside cold, against alone; beside cold p50 {p50:.2}, p99 {p99:.2}");
+        self.row("hot-beside-cold", "p99.9 ms", "ours < 5", both.median(p999), alone.median(p999), note);
+        Ok(())
+    }
+
+    fn epoll(&mut self) -> Result<()> {
+        let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
+        let [epoll, ring] = self.turns.take("epoll", ["epoll", "io_uring"], |side| {
+            let driver = if side == 0 { "epoll" } else { "io-uring" };
+            let mut args = words(["--driver", driver, "--workers", "1", "--data-dir"]);
+            args.push(self.dir.join("leecher").display().to_string());
+            args.extend(words([&told.layouts[0], &told.addr, &told.id]));
+            let mut leecher = Role::start(&self.all, "leech", &args)?;
+            let run = Run::together(&self.turns.warm, &mut seeder, &mut leecher)?;
+            drop(leecher);
+            fs::remove_dir_all(self.dir.join("leecher"))?;
+            Ok(run)
+        })?;
+        let note = format!(
+            "receive with proof; {}, receiver CPU s/GB {:.2} against {:.2}",
+            best(&epoll, &ring),
+            epoll.median(Run::receiver_cpu),
+            ring.median(Run::receiver_cpu)
+        );
+        self.row("epoll", "GB/s", "explained", epoll.median(Run::gb_per_s), ring.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    fn cluster(&mut self) -> Result<()> {
+        let Some(shoal) = Cluster::binary(self.args.shoal.as_deref()) else {
+            println!("pull, small      left out: there is no `shoal` beside this program; name one by --shoal");
+            return Ok(());
+        };
+        let cluster = Cluster::start(&shoal, &self.dir.join("cluster"))?;
+        if self.wants(Case::Pull) {
+            self.pull(&cluster)?;
+        }
+        if self.wants(Case::Small) {
+            self.small(&cluster)?;
+        }
+        Ok(())
+    }
+
+    fn pull(&mut self, cluster: &Cluster) -> Result<()> {
+        let digest = cluster.put(&self.file)?;
+        let mut raw = self.sendfile(&self.sender)?;
+        let names = ["ours", "recv-pwrite", "sha256", "sendfile"];
+        let [ours, bare, hash, out] = self.turns.take("pull", names, |side| match side {
+            0 => {
+                self.turns.warm.release()?;
+                let run = cluster.get(&digest)?;
+                cluster.forget(&digest)?;
+                Ok(run)
+            }
+            1 => self.receive_raw(&mut raw),
+            2 => self.hash(),
+            _ => {
+                let client = words([&raw.ready, "1", &self.len.to_string()]);
+                Run::together(&self.turns.warm, &mut raw, &mut Role::start(&self.receiver, "discard-client", &client)?)
+            }
+        })?;
+        let steps = [
+            ("sendfile", bare.median(Run::sender_cpu)),
+            ("recv-pwrite", bare.median(Run::receiver_cpu)),
+            ("sha256", hash.median(Run::receiver_cpu)),
+            ("to the client", out.median(Run::sender_cpu)),
+        ];
+        let note = format!(
+            "{:.2} GB/s, at best {:.2}; CPU s/GB agent {:.2} origin {:.2}; {}",
+            ours.median(Run::gb_per_s),
+            ours.extremes(Run::gb_per_s).1,
+            ours.median(Run::receiver_cpu),
+            ours.median(Run::sender_cpu),
+            steps.map(|(name, cpu)| format!("{name} {cpu:.2}")).join(" + ")
+        );
+        let steps = steps.iter().map(|(_, cpu)| cpu).sum();
+        self.row("pull", "CPU s/GB", "<= 1.15", ours.median(Run::cpu), steps, note);
+        Ok(())
+    }
+
+    fn small(&mut self, cluster: &Cluster) -> Result<()> {
+        let mut seed = 100;
+        let mut put = |dir: &Path| {
+            seed += 1;
+            let file = dir.join("fresh");
+            make_blob(&file, SMALL_KIB << 10, seed)?;
+            cluster.put(&file)
+        };
+        let mut latencies = Vec::new();
+        let digests = (0..SMALL_BLOBS * self.args.runs).map(|_| put(self.dir)).collect::<Result<Vec<_>>>()?;
+        for digest in &digests {
+            latencies.push(cluster.get(digest)?.receiver.wall_s);
+        }
+        let mut hot =
+            digests.iter().map(|digest| Ok(cluster.get(digest)?.receiver.wall_s)).collect::<Result<Vec<_>>>()?;
+        let ms = |samples: &mut Vec<f64>| {
+            samples.sort_by(f64::total_cmp);
+            let at = |percent: usize| samples.get(samples.len() * percent / 100).map_or(f64::NAN, |s| s * 1e3);
+            (at(50), at(99))
+        };
+        let ((p50, p99), (hot, _)) = (ms(&mut latencies), ms(&mut hot));
+        let note = format!("p50 cold, against hot; cold p99 {p99:.1}");
+        self.row("small", "ms", "ours <= 3", p50, hot, note);
+        Ok(())
+    }
+}
+
+/// The ratio of the best runs of two sides, for a machine that others use as well: their load only ever makes a run slower.
+fn best(ours: &Runs, against: &Runs) -> String {
+    format!("best runs {:.2}", ours.extremes(Run::gb_per_s).1 / against.extremes(Run::gb_per_s).1)
+}
+
+/// As [`best`], of what costs least.
+fn least(ours: &Runs, against: &Runs) -> String {
+    format!("best runs {:.2}", ours.extremes(Run::sender_cpu).0 / against.extremes(Run::sender_cpu).0)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
