@@ -60,6 +60,12 @@ pub(crate) struct Args {
     /// The same for requests to origins.
     #[arg(long)]
     origin_exponent: Option<u8>,
+    /// Try another percentage of requests for a reader's next piece.
+    #[arg(long)]
+    head_percent: Option<u8>,
+    /// The same of requests to origins.
+    #[arg(long)]
+    origin_head_percent: Option<u8>,
     /// Write the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -88,6 +94,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         window_min: args.window_min,
         window_exponent: args.window_exponent,
         origin_exponent: args.origin_exponent,
+        head_percent: args.head_percent,
+        origin_head_percent: args.origin_head_percent,
     };
     let plan = args.scenario.plan(sizes, args.seed, args.latency_us * 1000, args.proof_us * 1000, tuning);
     let begun = Instant::now();

@@ -9,7 +9,8 @@
 //! - A newcomer to a large swarm gets half of what it wants; later ones will dial it. What is missing then it gets at
 //!   its next announce, which comes sooner.
 //! - Origins come from the ring of the blob. Each is given to at most [`Config::origin_links`] unfinished hosts at a time, one to a
-//!   host in a large swarm; who finishes makes room for the next.
+//!   host in a large swarm; who finishes makes room for the next. Once somebody else has the whole blob, only those get one who are
+//!   still short of peers at their second announce: their first peers may be dead.
 //! - Hosts of a zone are given to each other. One of them at a time, the zone's gateway, is also given sources outside, so that a
 //!   blob crosses into a zone about once. A zone with an origin of its own, or a seed, needs none.
 //!
@@ -35,6 +36,8 @@ use core::{net::SocketAddr, time::Duration};
 const DRAWS: usize = 4;
 /// Swarms up to this size are handed out whole, origins included.
 const SMALL: usize = 8;
+/// Peers with whom a host needs no origin where the blob is whole at another.
+const FEW_PEERS: u16 = 2;
 /// Most zones.
 const ZONES_MAX: usize = 1 << 12;
 /// How often the expired are looked for.
@@ -306,7 +309,7 @@ impl Handout {
                     let Some((swarm, newcomer)) = self.join(host, &blob.digest, peers, false) else { continue };
                     if want > 0 {
                         unsatisfied = true;
-                        let named = self.choose(now, swarm, host, usize::from(want), newcomer);
+                        let named = self.choose(now, swarm, host, usize::from(want), peers, newcomer);
                         if !named.is_empty() {
                             blobs.push((blob.digest, named));
                         }
@@ -452,7 +455,15 @@ impl Handout {
     }
 
     /// Peers for a downloading host.
-    fn choose(&mut self, now: Instant, swarm: u32, host: u32, want: usize, newcomer: bool) -> Vec<Candidate> {
+    fn choose(
+        &mut self,
+        now: Instant,
+        swarm: u32,
+        host: u32,
+        want: usize,
+        links: u16,
+        newcomer: bool,
+    ) -> Vec<Candidate> {
         let want = want.min(PEERS_PER_BLOB_MAX);
         let zone = self.hosts[host].zone;
         let state = &self.swarms[swarm];
@@ -461,8 +472,14 @@ impl Handout {
         let size: usize = state.groups.iter().map(|group| group.members.len()).sum();
         let small = size <= SMALL;
         let outside = self.may_look_outside(now, group, host);
+        let served = group.seeds > 0 && (newcomer || links >= FEW_PEERS);
 
-        let mut named = self.name_origins(swarm, host, if small { usize::MAX } else { 1 }, outside);
+        let most = match (served, small) {
+            (true, _) => 0,
+            (false, true) => usize::MAX,
+            (false, false) => 1,
+        };
+        let mut named = self.name_origins(swarm, host, most, outside);
         named.truncate(want);
         // Later ones will dial a newcomer, and give it the other half.
         let share = if newcomer && !small { want.div_ceil(2) } else { want };

@@ -2,8 +2,9 @@
 //!
 //! - **Choice of piece.** The rarest among the connected peers, ties at random, within a window drawn for each request. Without a
 //!   reader the window is the whole blob. With readers it starts at the first missing piece of one of them and its length is
-//!   `lo × (rest ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, so that readers are served in order and the
-//!   swarm keeps its diversity.
+//!   `lo × (pieces ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, the more often the less is left, so that
+//!   readers are served in order, the swarm keeps its diversity, and the last pieces are well spread when everybody comes to them. A few
+//!   requests take that first missing piece itself; half of those to origins do.
 //! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents.
 //! - **Origins** are asked for what no connected agent has, each for its own stripe of the blob, so that a piece leaves them about once;
 //!   for anything at all only while fewer than half of the requests allowed are outstanding. An origin that has just sent a
@@ -83,11 +84,11 @@ pub struct Config {
     pub id: PeerId,
     /// For random choices.
     pub seed: u64,
-    /// Peers aimed at.
+    /// Agents aimed at. Origins come on top, as many: were they counted, those that have one would have fewer links to pass its pieces on.
     pub degree: u16,
-    /// Peers accepted when they come by themselves, at most [`PEERS_MAX`].
+    /// Agents connected beyond which those that come by themselves are turned away, at most [`PEERS_MAX`].
     pub accept_max: u16,
-    /// Outstanding requests at one peer, where there are several.
+    /// Outstanding requests at one peer, where there are enough of them.
     pub per_peer: u16,
     /// Outstanding requests in all.
     pub in_flight_max: u16,
@@ -95,10 +96,15 @@ pub struct Config {
     pub in_flight_bytes_max: u64,
     /// Shortest window of a request where there are readers, in pieces.
     pub window_min: u32,
-    /// How strongly such windows tend to be short: the exponent of *u*. 0 is always the whole rest.
+    /// How strongly such windows tend to be short: the exponent of *u*. 0 is always the whole blob.
     pub window_exponent: u8,
     /// The same for requests to origins, which are best used to bring in what nobody has.
     pub origin_exponent: u8,
+    /// Percent of the requests that look at a reader's first missing piece before the window: rarest-first would take what everybody
+    /// waits for last, since it is what most have.
+    pub head_percent: u8,
+    /// The same for requests to origins: what readers wait for first leaves them first.
+    pub origin_head_percent: u8,
 }
 
 impl Config {
@@ -109,12 +115,14 @@ impl Config {
             seed,
             degree: 10,
             accept_max: 14,
-            per_peer: 3,
+            per_peer: 2,
             in_flight_max: 16,
             in_flight_bytes_max: 128 << 20,
             window_min: 48,
             window_exponent: 3,
             origin_exponent: 3,
+            head_percent: 5,
+            origin_head_percent: 50,
         }
     }
 }
@@ -513,15 +521,26 @@ impl Swarm {
 
     /// Further peers that could be used: for an announce.
     pub fn want(&self) -> u16 {
-        let dialing = self.known.iter().filter(|known| known.state == Contact::Dialing).count();
-        let busy = u16::try_from(self.peers.len() + dialing).unwrap_or(u16::MAX);
-        if self.is_complete() { 0 } else { self.config.degree.saturating_sub(busy) }
+        if self.is_complete() { 0 } else { self.room_for(false) }
+    }
+
+    /// Agents or origins that may be dialled now.
+    fn room_for(&self, origins: bool) -> u16 {
+        let dialing = |known: &&Known| known.candidate.origin == origins && known.state == Contact::Dialing;
+        let dialing = self.known.iter().filter(dialing).count();
+        let busy = self.peers.iter().filter(|peer| peer.origin == origins).count() + dialing;
+        self.config.degree.saturating_sub(u16::try_from(busy).unwrap_or(u16::MAX))
+    }
+
+    /// Agents connected for this blob: what a tracker evens out.
+    pub fn agents(&self) -> usize {
+        self.peers.iter().filter(|peer| !peer.origin).count()
     }
 
     /// Whether a channel opened by this peer should be taken.
     pub fn admits(&self, id: &PeerId) -> bool {
         let banned = self.known.iter().any(|known| known.candidate.id == *id && known.state == Contact::Banned);
-        let room = self.peers.len() < usize::from(self.config.accept_max).min(PEERS_MAX);
+        let room = self.agents() < usize::from(self.config.accept_max).min(PEERS_MAX);
         !banned && (room || self.peers.iter().any(|peer| peer.id == *id))
     }
 
@@ -612,11 +631,15 @@ impl Swarm {
 
     /// Dials until the degree is reached, those with fewest failures first, in the order they were named.
     fn dial(&mut self, now: Instant) {
-        while self.want() > 0 {
-            let ready = |known: &&mut Known| matches!(known.state, Contact::Idle(from) if from <= now);
-            let Some(next) = self.known.iter_mut().filter(ready).min_by_key(|known| known.fails) else { return };
-            next.state = Contact::Dialing;
-            self.effects.push_back(Effect::Connect(next.candidate));
+        for origins in [true, false] {
+            for _ in 0..self.room_for(origins) {
+                let ready = |known: &&mut Known| {
+                    known.candidate.origin == origins && matches!(known.state, Contact::Idle(from) if from <= now)
+                };
+                let Some(next) = self.known.iter_mut().filter(ready).min_by_key(|known| known.fails) else { break };
+                next.state = Contact::Dialing;
+                self.effects.push_back(Effect::Connect(next.candidate));
+            }
         }
     }
 
@@ -812,7 +835,7 @@ impl Swarm {
         let head = from.iter().chain(before).find_map(|reading| self.wanted.first_in(reading.left.clone()));
         let head = head.map_or(0, PieceIndex::get);
         let exponent = if origin { self.config.origin_exponent } else { self.config.window_exponent };
-        head..head + draw_window(&mut self.rng, pieces - head, self.config.window_min, exponent)
+        head..(head + draw_window(&mut self.rng, pieces, self.config.window_min, exponent)).min(pieces)
     }
 
     // --- requests ---
@@ -850,9 +873,10 @@ impl Swarm {
         self.hedge(now, cap);
     }
 
-    /// The peer to ask next among those with room: least asked, agents before origins, ties at random.
+    /// The peer to ask next among those with room: least asked, agents before origins, ties at random. Peers that have nothing just
+    /// now count for the share of each, lest the first to have something gets everybody's requests in one long queue.
     fn freest(&mut self, now: Instant, cap: usize, fits: impl Fn(&Peer) -> bool) -> Option<usize> {
-        let useful = self.peers.iter().filter(|peer| !peer.dry && peer.rests_until <= now).count().max(1);
+        let useful = self.peers.iter().filter(|peer| peer.rests_until <= now).count().max(1);
         let fair = u16::try_from(cap.div_ceil(useful)).unwrap_or(WINDOW_MAX);
         let room = fair.clamp(self.config.per_peer, WINDOW_MAX);
         let slow = self.latency.mean.saturating_mul(SLOW_FACTOR);
@@ -896,13 +920,16 @@ impl Swarm {
             return None;
         }
         let window = self.window(self.peers[at].origin);
+        let percent = if self.peers[at].origin { self.config.origin_head_percent } else { self.config.head_percent };
+        let head = !self.readers.is_empty() && self.rng.below(100) < u64::from(percent);
         let peer = &self.peers[at];
         let alone = peer.origin && !any;
         let stripe = if alone { self.stripe(peer) } else { Stripe::ALL };
         let has = peer.has.as_ref();
         // An origin has everything, so what it shows is what it has.
         let has = if peer.shown.is_some() && has.is_none() { peer.shown.as_ref() } else { has };
-        for range in [window.clone(), window.end..self.geometry.pieces(), 0..window.start] {
+        let first = if head { window.start..window.start + 1 } else { 0..0 };
+        for range in [first, window.clone(), window.end..self.geometry.pieces(), 0..window.start] {
             let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, range, stripe);
             if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {
                 return Some(piece);
@@ -1136,7 +1163,7 @@ impl Swarm {
         let hidden = self.peers.iter().filter_map(|peer| peer.hidden.front()).map(|(until, _)| *until);
         let rests = self.peers.iter().map(|peer| peer.rests_until).filter(|until| *until > now);
         let dials = self.known.iter().filter_map(|known| match known.state {
-            Contact::Idle(from) if from > now && self.want() > 0 => Some(from),
+            Contact::Idle(from) if from > now && self.room_for(known.candidate.origin) > 0 => Some(from),
             _ => None,
         });
         let pause = (self.paused_until > now).then_some(self.paused_until);
@@ -1148,19 +1175,19 @@ impl Swarm {
     }
 }
 
-/// The length of a request's window over `rest` pieces: `lo × (rest ÷ lo)^(u^e)`.
-fn draw_window(rng: &mut Rng, rest: u32, lo: u32, exponent: u8) -> u32 {
+/// The length of a request's window in a blob of so many pieces: `lo × (pieces ÷ lo)^(u^e)`.
+fn draw_window(rng: &mut Rng, pieces: u32, lo: u32, exponent: u8) -> u32 {
     let lo = lo.max(1);
-    if rest <= lo {
-        return rest;
+    if pieces <= lo {
+        return pieces;
     }
     let least = fixed::log2(u64::from(lo));
-    let span = fixed::log2(u64::from(rest)) - least;
+    let span = fixed::log2(u64::from(pieces)) - least;
     // Sixteen bits of chance are plenty.
     let u = rng.below(1 << 16);
     let u = (0..exponent).fold(1 << 16, |power, _| (power * u) >> 16);
     let window = fixed::exp2(least + ((span >> 16) * u));
-    u32::try_from(window).unwrap_or(rest).clamp(1, rest)
+    u32::try_from(window).unwrap_or(pieces).clamp(1, pieces)
 }
 
 #[cfg(test)]

@@ -101,6 +101,8 @@ pub(crate) struct Tuning {
     pub(crate) window_min: Option<u32>,
     pub(crate) window_exponent: Option<u8>,
     pub(crate) origin_exponent: Option<u8>,
+    pub(crate) head_percent: Option<u8>,
+    pub(crate) origin_head_percent: Option<u8>,
 }
 
 /// One pull's times, nanoseconds since it began.
@@ -396,6 +398,8 @@ impl World {
             config.window_min = self.plan.tuning.window_min.unwrap_or(config.window_min);
             config.window_exponent = self.plan.tuning.window_exponent.unwrap_or(config.window_exponent);
             config.origin_exponent = self.plan.tuning.origin_exponent.unwrap_or(config.origin_exponent);
+            config.head_percent = self.plan.tuning.head_percent.unwrap_or(config.head_percent);
+            config.origin_head_percent = self.plan.tuning.origin_head_percent.unwrap_or(config.origin_head_percent);
             let swarm = Swarm::new(config, geometry, PieceSet::new(&geometry), Class::Foreground);
             self.nodes[pull.host as usize].holdings.push(Holding {
                 pull: number,
@@ -472,7 +476,7 @@ impl World {
                 }
                 Effect::WantPeers(want) => {
                     let (have, pieces) = (swarm.have().count(), swarm.have().pieces());
-                    let peers = u16::try_from(swarm.peers()).unwrap_or(u16::MAX);
+                    let peers = u16::try_from(swarm.agents()).unwrap_or(u16::MAX);
                     self.announce(host, blob, State::Leeching { have, pieces, peers, want });
                 }
                 Effect::Complete => return self.complete(host, blob),
