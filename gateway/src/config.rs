@@ -7,7 +7,7 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
-use crate::{index, origin, retry};
+use crate::{http::tls::Files, index, origin, retry};
 use backends::RouteConfig;
 use peer_proto::handout;
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,9 @@ pub struct Raw {
     pub log: Log,
     /// Addresses that HTTP is served on.
     pub listen: Listen,
+    /// The certificate of its listeners, which then speak TLS; plain HTTP without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Files>,
     /// The peer protocol: agents and origins.
     pub peer: Peer,
     /// The storage engine: agents and origins.
@@ -100,6 +103,7 @@ impl Default for Raw {
             drain: Span::secs(30),
             log: Log::default(),
             listen: Listen::default(),
+            tls: None,
             peer: Peer::default(),
             engine: Engine::default(),
             limits: Limits::default(),
@@ -237,6 +241,9 @@ pub struct Cluster {
     pub trackers: Vec<HostPort>,
     /// The indexes' addresses.
     pub indexes: Vec<HostPort>,
+    /// The certificates, in PEM, that origins, trackers and indexes are known by: with it all of them are called over TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// Origins that keep each blob.
     pub replicas: usize,
     /// An origin's own entry in `origins`; the entry of the host's name and port unless given.
@@ -246,7 +253,7 @@ pub struct Cluster {
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { origins: Vec::new(), trackers: Vec::new(), indexes: Vec::new(), replicas: 2, this: None }
+        Self { origins: Vec::new(), trackers: Vec::new(), indexes: Vec::new(), ca: None, replicas: 2, this: None }
     }
 }
 
@@ -535,6 +542,10 @@ pub struct Common {
     pub data_dir: PathBuf,
     /// Longest wait for requests under way at the end.
     pub drain: Duration,
+    /// The certificate of its listeners, where they speak TLS.
+    pub tls: Option<Files>,
+    /// Whom it trusts when it calls others over TLS, where it does.
+    pub ca: Option<PathBuf>,
 }
 
 /// A checked agent.
@@ -682,7 +693,12 @@ impl Check {
         if let Err(error) = self.raw.log.filter.parse::<tracing_subscriber::EnvFilter>() {
             self.problem("log.filter", error.to_string());
         }
-        Common { data_dir: self.raw.data_dir.clone(), drain: self.raw.drain.get() }
+        Common {
+            data_dir: self.raw.data_dir.clone(),
+            drain: self.raw.drain.get(),
+            tls: self.raw.tls.clone(),
+            ca: self.raw.cluster.ca.clone(),
+        }
     }
 
     fn engine(&mut self, origin: bool) -> engine::Config {

@@ -1,10 +1,13 @@
-//! HTTP/1.1 as every role serves and speaks it: one server loop, one client, bodies, path segments, plain-text errors.
+//! HTTP as every role serves and speaks it: one server loop, one client, bodies, path segments, plain-text errors. HTTP/1.1, and
+//! HTTP/2 beside it where a client asks for it over TLS.
 
 pub mod client;
 pub mod server;
+pub mod tls;
 
 pub use client::Client;
 pub use server::{Service, serve};
+pub use tls::Tls;
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};

@@ -71,6 +71,8 @@ pub(crate) struct Node {
     queues: Vec<retry::Queue>,
     engines: Vec<engine::Handle>,
     http: Client,
+    /// The certificate of the listeners that follow.
+    tls: Option<Arc<http::Tls>>,
     drain: Duration,
 }
 
@@ -83,6 +85,7 @@ impl Node {
             queues: Vec::new(),
             engines: Vec::new(),
             http: Client::default(),
+            tls: None,
             drain: Duration::ZERO,
         }
     }
@@ -118,7 +121,22 @@ impl Node {
             Ok(addr) => tracing::info!(%role, %addr, "serving {what}"),
             Err(error) => tracing::warn!(%role, %error, "serving {what}"),
         }
-        self.servers.spawn(http::serve(listener, service, self.stop.subscribe(), self.drain));
+        let serving = http::server::serve_with(listener, self.tls.clone(), service, self.stop.subscribe(), self.drain);
+        self.servers.spawn(serving);
+    }
+
+    /// What all roles have in common.
+    fn prepare(&mut self, common: &config::Common) -> anyhow::Result<()> {
+        self.drain = common.drain;
+        self.http = match &common.ca {
+            Some(ca) => Client::secure(http::tls::trusting(ca).context("cluster.ca")?),
+            None => Client::default(),
+        };
+        self.tls = common.tls.clone().map(http::Tls::open).transpose().context("tls")?;
+        if let Some(tls) = &self.tls {
+            self.loops.spawn(tls.clone().watch(self.stop.subscribe()));
+        }
+        Ok(())
     }
 
     fn engine(&mut self, mut config: engine::Config, near: &[HostPort]) -> anyhow::Result<engine::Handle> {
@@ -144,7 +162,7 @@ impl Node {
     }
 
     pub(crate) async fn agent(&mut self, config: config::Agent) -> anyhow::Result<()> {
-        self.drain = config.common.drain;
+        self.prepare(&config.common)?;
         let registry_listener = listen(config.registry).await?;
         let api_listener = listen(config.api).await?;
         let engine = self.engine(config.engine, &config.trackers)?;
@@ -174,7 +192,7 @@ impl Node {
     }
 
     pub(crate) async fn origin(&mut self, config: config::Origin) -> anyhow::Result<()> {
-        self.drain = config.common.drain;
+        self.prepare(&config.common)?;
         let listener = listen(config.api).await?;
         let others: Vec<HostPort> = config.origins.iter().filter(|origin| **origin != config.this).cloned().collect();
         let engine = self.engine(config.engine, &others)?;
@@ -210,7 +228,7 @@ impl Node {
     }
 
     pub(crate) async fn tracker(&mut self, config: config::TrackerRole) -> anyhow::Result<()> {
-        self.drain = config.common.drain;
+        self.prepare(&config.common)?;
         let listener = listen(config.api).await?;
         let cluster = self.origins(&config.origins, config.replicas.get(), PROBING)?;
         let tracker = tracker::Tracker::new(&config, cluster.clone());
@@ -224,7 +242,7 @@ impl Node {
     }
 
     pub(crate) async fn proxy(&mut self, config: config::Proxy) -> anyhow::Result<()> {
-        self.drain = config.common.drain;
+        self.prepare(&config.common)?;
         let listener = listen(config.registry).await?;
         let cluster = self.origins(&config.origins, config.replicas.get(), PROBING)?;
         let origins = client::Origins::of(cluster.clone(), ORIGINS_PATIENCE);
@@ -242,7 +260,7 @@ impl Node {
     }
 
     pub(crate) async fn index(&mut self, config: config::IndexRole) -> anyhow::Result<()> {
-        self.drain = config.common.drain;
+        self.prepare(&config.common)?;
         let listener = listen(config.api).await?;
         let router = {
             let config = config.index.clone();

@@ -1,6 +1,8 @@
 //! The proxy: the registry that images are pushed to, and the ways to have them brought nearer before they are pulled.
 
 #[cfg(test)]
+mod concurrent;
+#[cfg(test)]
 mod deletes;
 pub mod preheat;
 pub mod store;

@@ -8,6 +8,8 @@ pub mod content;
 pub mod content_range;
 pub mod error;
 #[cfg(test)]
+mod framing;
+#[cfg(test)]
 pub(crate) mod harness;
 #[cfg(test)]
 mod hostile;

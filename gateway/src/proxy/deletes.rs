@@ -20,14 +20,14 @@ use peer_proto::{Algorithm, Digest};
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 
-struct System {
+pub(super) struct System {
     cluster: Cluster,
     index: Server<index::Service>,
-    proxy: Server<Proxy<Store>>,
+    pub(super) proxy: Server<Proxy<Store>>,
 }
 
 impl System {
-    async fn start(grace: Span) -> Self {
+    pub(super) async fn start(grace: Span) -> Self {
         let cluster = Cluster::hasty(2).await;
         let route = Route::new(".*", Naming::DockerTag, true, Arc::new(Memory::default())).unwrap();
         let collect = index::Collect { grace, ..index::Collect::default() };

@@ -1,0 +1,274 @@
+//! TLS: a listener's certificate, read again when its files change, and the certificates that our client trusts.
+//!
+//! Files are looked at by their content from time to time: that sees through the way in which orchestrators swap them, by links
+//! to directories. A pair that does not fit is refused and the one before stays in force.
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// How often the files are looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest wait for a client's part of the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The name of HTTP/2 among the protocols that a client may choose.
+pub(super) const H2: &[u8] = b"h2";
+
+/// `[tls]`: the files of a certificate, in PEM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// The certificate, and those between it and its authority, in this order.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Why there is no certificate to use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not PEM of what it should be.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The certificate and the key do not fit, or cannot be used.
+    #[error("{0}")]
+    Unfit(#[from] rustls::Error),
+}
+
+/// The certificate of a role's listeners.
+pub struct Tls {
+    files: Files,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    /// What the files held when they were looked at last, good or not.
+    seen: (Vec<u8>, Vec<u8>),
+    config: Arc<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads the files. Blocks.
+    pub fn open(files: Files) -> Result<Arc<Self>, Error> {
+        let seen = read(&files)?;
+        let config = server(&files, &seen)?;
+        Ok(Arc::new(Self { files, current: Mutex::new(Current { seen, config }) }))
+    }
+
+    /// Reads the files again and takes what is new; whether there was anything. Blocks.
+    pub fn reload(&self) -> Result<bool, Error> {
+        let seen = read(&self.files)?;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.seen == seen {
+            return Ok(false);
+        }
+        current.seen = seen;
+        current.config = server(&self.files, &current.seen)?;
+        Ok(true)
+    }
+
+    /// Reloads from time to time until `stop` is true.
+    pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(RELOAD_INTERVAL) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            let tls = self.clone();
+            match tokio::task::spawn_blocking(move || tls.reload()).await {
+                Ok(Ok(true)) => tracing::info!(certificate = %self.files.certificate.display(), "certificate reloaded"),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "reload the certificate; the one before stays in force"),
+                Err(error) => tracing::warn!(%error, "reload the certificate"),
+            }
+        }
+    }
+
+    /// A client's connection made secure; none where the client fails or takes too long.
+    pub(super) async fn accept(&self, socket: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let config = self.current.lock().unwrap_or_else(PoisonError::into_inner).config.clone();
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(socket)).await {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "TLS handshake");
+                None
+            }
+            Err(_) => {
+                tracing::debug!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}");
+                None
+            }
+        }
+    }
+}
+
+fn read(files: &Files) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
+    Ok((read(&files.certificate)?, read(&files.key)?))
+}
+
+fn server(files: &Files, (certificate, key): &(Vec<u8>, Vec<u8>)) -> Result<Arc<ServerConfig>, Error> {
+    let chain = certificates(&files.certificate, certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key);
+    let key = key.map_err(|error| Error::Parse { path: files.key.clone(), message: error.to_string() })?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config =
+        builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let parse = |message: String| Error::Parse { path: path.to_owned(), message };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let chain = chain.map_err(|error| parse(error.to_string()))?;
+    if chain.is_empty() { Err(parse("no certificate in it".into())) } else { Ok(chain) }
+}
+
+/// What a client needs to trust the authorities of a PEM file, and no others. Blocks.
+pub fn trusting(path: &Path) -> Result<ClientConfig, Error> {
+    let pem = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, &pem)? {
+        roots.add(authority)?;
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{self, Client, Request, Response, Service};
+    use hyper::{StatusCode, Version};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::ServerName;
+    use tempfile::TempDir;
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    /// Answers with the version it was asked in.
+    struct Echo;
+
+    impl Service for Echo {
+        async fn answer(self: Arc<Self>, request: Request) -> Response {
+            http::text(StatusCode::OK, format!("{:?} {}", request.version(), request.uri().path()))
+        }
+    }
+
+    /// An authority; its certificates for 127.0.0.1 go into files.
+    struct Authority {
+        issuer: CertifiedIssuer<'static, KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        }
+
+        fn issue(&self, files: &Files, ca: &Path) {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            let certificate = params.signed_by(&key, &self.issuer).unwrap();
+            std::fs::write(&files.certificate, certificate.pem()).unwrap();
+            std::fs::write(&files.key, key.serialize_pem()).unwrap();
+            std::fs::write(ca, self.issuer.pem()).unwrap();
+        }
+    }
+
+    async fn get(client: &Client, addr: std::net::SocketAddr) -> Result<String, http::client::Error> {
+        let answer = client.get(format!("http://{addr}/x").parse().unwrap(), Duration::from_secs(10)).await?;
+        let body = http::read_body(answer.into_body(), 1000).await.unwrap();
+        Ok(String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn both_versions_are_served_and_new_certificates_taken() {
+        let dir = TempDir::new().unwrap();
+        let files = Files { certificate: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let ca = dir.path().join("ca.pem");
+        Authority::new().issue(&files, &ca);
+        let tls = Tls::open(files.clone()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let serving = http::server::serve_with(listener, Some(tls.clone()), Arc::new(Echo), stopped, Duration::ZERO);
+        let server = tokio::spawn(serving);
+
+        let first = Client::secure(trusting(&ca).unwrap());
+        assert_eq!(get(&first, addr).await.unwrap(), "HTTP/1.1 /x", "http addresses are made https");
+        assert!(get(&Client::default(), addr).await.is_err(), "nothing is said without TLS");
+
+        let mut h2 = trusting(&ca).unwrap();
+        h2.alpn_protocols = vec![H2.to_vec()];
+        let socket = TcpStream::connect(addr).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let socket = tokio_rustls::TlsConnector::from(Arc::new(h2)).connect(name, socket).await.unwrap();
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = Client::request(hyper::Method::GET, format!("https://{addr}/y").parse().unwrap());
+        let answer = send.send_request(request.body(http::empty()).unwrap()).await.unwrap();
+        assert_eq!((answer.version(), answer.status()), (Version::HTTP_2, StatusCode::OK));
+        assert_eq!(http::read_body(answer.into_body(), 100).await.unwrap(), "HTTP/2.0 /y");
+        drop(send);
+        connection.await.unwrap().unwrap();
+
+        // Files that do not fit are refused once; what was in force stays.
+        assert!(!tls.reload().unwrap());
+        std::fs::write(&files.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert!(matches!(tls.reload(), Err(Error::Unfit(_))));
+        let again = Client::secure(trusting(&ca).unwrap());
+        assert!(get(&again, addr).await.is_ok());
+        std::fs::write(&files.certificate, "nothing").unwrap();
+        assert!(matches!(tls.reload(), Err(Error::Parse { .. })));
+
+        Authority::new().issue(&files, &ca);
+        assert!(tls.reload().unwrap());
+        let second = Client::secure(trusting(&ca).unwrap());
+        assert!(get(&second, addr).await.is_ok(), "another authority's");
+        assert!(get(&first, addr).await.is_ok(), "a connection from before goes on");
+
+        // Whoever says nothing of TLS is let go.
+        let mut plain = TcpStream::connect(addr).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        plain.read_to_end(&mut answer).await.unwrap();
+        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+        stop.send_replace(true);
+        server.await.unwrap();
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_named() {
+        let files = Files { certificate: "/nowhere/cert.pem".into(), key: "/nowhere/key.pem".into() };
+        let error = Tls::open(files).err().unwrap().to_string();
+        assert!(error.starts_with("/nowhere/cert.pem: "), "{error}");
+        assert!(trusting(Path::new("/nowhere/ca.pem")).is_err());
+    }
+}
