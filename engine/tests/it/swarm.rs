@@ -7,6 +7,7 @@ use std::time::Duration;
 on_both_drivers! {
     together {
         a_blob_goes_from_an_origin_to_an_agent
+        an_image_of_sixty_layers_takes_one_connection_per_peer_and_shard
         a_stopped_download_is_gone_and_its_readers_know
         notices_tell_of_a_download_from_its_start_to_its_end
     }
@@ -26,6 +27,27 @@ async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
     until("the origin has closed its books", || origin.metric("peer_connections") > 0).await;
     let sent = origin.metric("peer_sent_bytes_total") as u64;
     assert!(sent < layout.length() + layout.length() / 100, "{sent} bytes sent");
+}
+
+async fn an_image_of_sixty_layers_takes_one_connection_per_peer_and_shard(driver: DriverChoice) {
+    let (origin, seeder, agent) = (Node::origin(driver), Node::agent(driver), Node::agent(driver));
+    let mut layers = Vec::new();
+    for n in 0..60 {
+        let blob = blob(150_000 + n, 100 + n as u64);
+        layers.push(origin.put(&blob).await);
+        seeder.put(&blob).await;
+    }
+    for layout in &layers {
+        agent.download(layout, &[&origin, &seeder]).await;
+    }
+    for layout in &layers {
+        timely(agent.handle.wait(layout.digest())).await.unwrap();
+    }
+    let shards = 2;
+    assert!(agent.metric("peer_dials_total") <= 2 * shards, "{} dials to two peers", agent.metric("peer_dials_total"));
+    for node in [&origin, &seeder] {
+        assert!(node.metric("peer_accepts_total") <= shards, "{} connections", node.metric("peer_accepts_total"));
+    }
 }
 
 async fn a_stopped_download_is_gone_and_its_readers_know(driver: DriverChoice) {
