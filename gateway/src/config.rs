@@ -7,7 +7,7 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
-use crate::{http::tls::Files, index, origin, retry};
+use crate::{http::tls::Files, index, origin, registry::access, retry};
 use backends::RouteConfig;
 use peer_proto::handout;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ pub struct Raw {
     /// The certificate of its listeners, which then speak TLS; plain HTTP without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Files>,
+    /// Who may do what at a registry; everybody everything without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<access::Config>,
     /// The peer protocol: agents and origins.
     pub peer: Peer,
     /// The storage engine: agents and origins.
@@ -104,6 +107,7 @@ impl Default for Raw {
             log: Log::default(),
             listen: Listen::default(),
             tls: None,
+            access: None,
             peer: Peer::default(),
             engine: Engine::default(),
             limits: Limits::default(),
@@ -544,6 +548,8 @@ pub struct Common {
     pub drain: Duration,
     /// The certificate of its listeners, where they speak TLS.
     pub tls: Option<Files>,
+    /// Who may do what at its registry.
+    pub access: Option<access::Config>,
     /// Whom it trusts when it calls others over TLS, where it does.
     pub ca: Option<PathBuf>,
 }
@@ -697,6 +703,7 @@ impl Check {
             data_dir: self.raw.data_dir.clone(),
             drain: self.raw.drain.get(),
             tls: self.raw.tls.clone(),
+            access: self.raw.access.clone(),
             ca: self.raw.cluster.ca.clone(),
         }
     }

@@ -17,7 +17,7 @@
 //! | `GET /repositories/{repo}/referrers/{subject}` | 200 and a list of digests |
 //! | `PUT /repositories/{repo}/manifests/{digest}?subject=&tag=` | 200: a manifest that the origins have, and its tags; as of tags |
 //! | `PUT /repositories/{repo}/content/{digest}` | 200: it is the repository's |
-//! | `GET`, `HEAD /repositories/{repo}/content/{digest}` | 200 unless it was deleted from the repository; then 404 |
+//! | `GET`, `HEAD /repositories/{repo}/content/{digest}[?recorded][&renew]` | 200 unless it was deleted from the repository; then 404 |
 //! | `DELETE /repositories/{repo}/content/{digest}?subject=` | 200: it is not the repository's any more, nor are its tags; 404 |
 //! | `POST /collect` | 200 and a report: content that nothing reaches is deleted now |
 //! | `GET /origin` | 200 and an origin's address |
@@ -205,8 +205,8 @@ impl Service {
                 self.put_manifest(uri, &repository(repo)?, &digested(digest)?).await
             }
             ["repositories", repo, "content", digest] if read => {
-                let renew = http::query(uri, "renew").is_some();
-                self.kept(&repository(repo)?, &digested(digest)?, renew).await
+                let asked = |what| http::query(uri, what).is_some();
+                self.kept(&repository(repo)?, &digested(digest)?, asked("renew"), asked("recorded")).await
             }
             ["repositories", repo, "content", digest] if method == Method::PUT => {
                 self.keep(&repository(repo)?, &digested(digest)?).await
@@ -303,9 +303,17 @@ impl Service {
         Ok(done())
     }
 
-    /// 404 for content that was deleted from a repository. With `renew`, what is kept stays so for another grace.
-    async fn kept(&self, repo: &Namespace, digest: &Digest, renew: bool) -> Result<Response, http::Error> {
-        let Some(record) = self.store.record(repo, digest).await? else { return Ok(done()) };
+    /// 404 for content that was deleted from a repository; for what has no record only where that is asked for. With `renew`, what is kept stays so for another grace.
+    async fn kept(
+        &self,
+        repo: &Namespace,
+        digest: &Digest,
+        renew: bool,
+        recorded: bool,
+    ) -> Result<Response, http::Error> {
+        let Some(record) = self.store.record(repo, digest).await? else {
+            return if recorded { Err(http::Error::not_found("no record")) } else { Ok(done()) };
+        };
         if record.state == State::Deleted {
             return Err(http::Error::not_found("deleted"));
         }

@@ -73,6 +73,8 @@ pub(crate) struct Node {
     http: Client,
     /// The certificate of the listeners that follow.
     tls: Option<Arc<http::Tls>>,
+    /// Who may do what at the registries that follow.
+    access: Option<Arc<registry::Access>>,
     drain: Duration,
 }
 
@@ -86,6 +88,7 @@ impl Node {
             engines: Vec::new(),
             http: Client::default(),
             tls: None,
+            access: None,
             drain: Duration::ZERO,
         }
     }
@@ -136,7 +139,16 @@ impl Node {
         if let Some(tls) = &self.tls {
             self.loops.spawn(tls.clone().watch(self.stop.subscribe()));
         }
+        self.access = common.access.clone().map(registry::Access::open).transpose().context("access")?;
+        if let Some(access) = &self.access {
+            self.loops.spawn(access.clone().watch(self.stop.subscribe()));
+        }
         Ok(())
+    }
+
+    /// Tags and records at these indexes, as this role's access control has them.
+    fn tags(&self, index: &client::Index) -> registry::Tags {
+        registry::Tags::new(index.clone()).recorded(self.access.as_ref().is_some_and(|access| access.is_strict()))
     }
 
     fn engine(&mut self, mut config: engine::Config, near: &[HostPort]) -> anyhow::Result<engine::Handle> {
@@ -169,9 +181,8 @@ impl Node {
         let trackers = client::Tracker::new(&config.trackers, self.http.clone()).context("cluster.trackers")?;
         let index = client::Index::new(config.indexes, self.http.clone());
         let downloads = agent::Downloads::new(engine.clone(), trackers.clone(), config.download);
-        let tags = registry::Tags::new(index.clone());
-        let images =
-            registry::Service::new(agent::registry::Store::new(downloads.clone(), tags), registry::Rules::default());
+        let content = agent::registry::Store::new(downloads.clone(), self.tags(&index));
+        let images = registry::Service::guarded(content, registry::Rules::default(), self.access.clone());
         let figures = agent::announcer::Figures::default();
 
         let mut metrics = Metrics::new(Role::Agent);
@@ -247,8 +258,9 @@ impl Node {
         let cluster = self.origins(&config.origins, config.replicas.get(), PROBING)?;
         let origins = client::Origins::of(cluster.clone(), ORIGINS_PATIENCE);
         let index = client::Index::new(config.indexes, self.http.clone());
-        let store = proxy::Store::new(origins.clone(), registry::Tags::new(index.clone()), PROXY_REFRESH_WAIT);
-        let images = registry::Service::new(store, registry::Rules { sparse: config.sparse_indexes });
+        let store = proxy::Store::new(origins.clone(), self.tags(&index), PROXY_REFRESH_WAIT);
+        let rules = registry::Rules { sparse: config.sparse_indexes };
+        let images = registry::Service::guarded(store, rules, self.access.clone());
         let mut metrics = Metrics::new(Role::Proxy);
         images.register(metrics.registry());
         let ready = vec![origins_check(origins), index_check(&index)];

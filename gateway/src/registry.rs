@@ -3,6 +3,7 @@
 //! The modules without HTTP in them come first: names, digests, ranges, manifests, pages, each a function from text to a type.
 //! [`Service`] puts them together; [`Content`] is what it asks for bytes and tags.
 
+pub mod access;
 mod blobs;
 pub mod content;
 pub mod content_range;
@@ -32,6 +33,7 @@ pub mod tags;
 mod tests;
 mod uploads;
 
+pub use access::Access;
 pub use content::{Chunk, Content, Failure, Part, Push};
 pub use error::{Code, Error};
 pub use name::{Reference, Repository, Tag};

@@ -21,11 +21,13 @@ impl Store {
 
 impl Content for Store {
     async fn stat(&self, repository: &Repository, digest: &Digest) -> Result<u64, Failure> {
+        self.tags.admits(repository, digest).await?;
         let layout = self.downloads.layout(repository.namespace(), digest).await.map_err(failure)?;
         Ok(layout.length())
     }
 
     async fn read(&self, repository: &Repository, digest: &Digest, spec: Option<Spec>) -> Result<Part, Failure> {
+        self.tags.admits(repository, digest).await?;
         let layout = self.downloads.ensure(repository.namespace(), digest, Class::Foreground).await.map_err(failure)?;
         let total = layout.length();
         let range = match spec {

@@ -157,13 +157,16 @@ impl Index {
     }
 
     /// [`Error::NotFound`] where content was deleted from a repository.
-    pub async fn kept(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
-        self.ask(Method::GET, &content_path(repository, digest), READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    /// Where it has to be `recorded`, also for content that was not put there by a push.
+    pub async fn kept(&self, repository: &Namespace, digest: &Digest, recorded: bool) -> Result<(), Error> {
+        let path = format!("{}{}", content_path(repository, digest), if recorded { "?recorded=true" } else { "" });
+        self.ask(Method::GET, &path, READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
     }
 
     /// The same for content that is looked for by a push, which then need not bring it: it is not collected for a while.
-    pub async fn renew(&self, repository: &Namespace, digest: &Digest) -> Result<(), Error> {
-        let path = format!("{}?renew=true", content_path(repository, digest));
+    pub async fn renew(&self, repository: &Namespace, digest: &Digest, recorded: bool) -> Result<(), Error> {
+        let recorded = if recorded { "&recorded=true" } else { "" };
+        let path = format!("{}?renew=true{recorded}", content_path(repository, digest));
         self.ask(Method::GET, &path, READ_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
     }
 

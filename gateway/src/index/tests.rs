@@ -431,7 +431,12 @@ async fn content_is_kept_and_removed_with_what_names_it() {
     let (one, two) = (Node::over(store.clone(), None).await, Node::over(store.clone(), None).await);
     let (index, other) = (one.client(), two.client());
     let repo: Namespace = "lib/app".parse().unwrap();
-    assert_eq!(index.kept(&repo, &digest(1)).await, Ok(()), "nothing is said of what was never pushed or deleted");
+    assert_eq!(
+        index.kept(&repo, &digest(1), false).await,
+        Ok(()),
+        "nothing is said of what was never pushed or deleted"
+    );
+    assert_eq!(index.kept(&repo, &digest(1), true).await, Err(Error::NotFound), "unless a record is asked for");
     let tags = ["1", "2"].map(|tag| tag.parse().unwrap());
     index.put_manifest(&repo, &digest(1), Some(&digest(9)), &tags).await.unwrap();
     index.put_manifest(&repo, &digest(2), Some(&digest(9)), &["3".parse().unwrap()]).await.unwrap();
@@ -441,9 +446,9 @@ async fn content_is_kept_and_removed_with_what_names_it() {
 
     for gone in [1, 3] {
         assert_eq!(other.remove(&repo, &digest(gone), Some(&digest(9))).await, Ok(()));
-        assert_eq!(index.kept(&repo, &digest(gone)).await, Err(Error::NotFound));
+        assert_eq!(index.kept(&repo, &digest(gone), false).await, Err(Error::NotFound));
         assert_eq!(index.remove(&repo, &digest(gone), None).await, Err(Error::NotFound));
-        assert_eq!(index.kept(&"lib/other".parse().unwrap(), &digest(gone)).await, Ok(()), "of one repository");
+        assert_eq!(index.kept(&"lib/other".parse().unwrap(), &digest(gone), false).await, Ok(()), "of one repository");
     }
     assert_eq!(index.tags(&repo, &all()).await.unwrap().items, ["3"]);
     assert_eq!(index.referrers(&repo, &digest(9), &all()).await.unwrap().items, [digest(2)]);
@@ -451,7 +456,7 @@ async fn content_is_kept_and_removed_with_what_names_it() {
     index.keep(&repo, &digest(3)).await.unwrap();
     index.put(&tag("lib/app:1"), &digest(1)).await.unwrap();
     for back in [1, 3] {
-        assert_eq!(other.kept(&repo, &digest(back)).await, Ok(()), "a tag brings content back, too");
+        assert_eq!(other.kept(&repo, &digest(back), false).await, Ok(()), "a tag brings content back, too");
     }
     assert_eq!(one.status("PUT", &format!("/repositories/lib%2Fapp/manifests/{}?tag=.x", digest(1))).await, 400);
     assert_eq!(one.status("GET", &format!("/repositories/lib%2Fapp/manifests/{}", digest(1))).await, 405);

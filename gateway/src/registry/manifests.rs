@@ -6,7 +6,7 @@ use super::{
     error::{Code, Entry, Error},
     manifest::{self, Descriptor, Manifest},
     name::{Reference, Repository, Tag},
-    service::{CONTENT_DIGEST, Service, bare, header_text, text},
+    service::{CONTENT_DIGEST, Client, Service, bare, header_text, text},
 };
 use crate::http::{self, Body, Response};
 use bytes::Bytes;
@@ -82,6 +82,7 @@ impl<C: Content> Service<C> {
         body: Body,
         repository: &Repository,
         reference: &Reference,
+        client: Client,
     ) -> Result<Response, Error> {
         let tags = tags(parts, reference)?;
         let bytes = read(parts, body).await?;
@@ -102,6 +103,17 @@ impl<C: Content> Service<C> {
         self.check_references(repository, &manifest).await?;
 
         let failed = |failure: Failure| failure.answer(Code::NameUnknown);
+        if !client.moves_tags {
+            for tag in &tags {
+                match self.content.resolve(repository, tag).await {
+                    Ok(before) if before != digest => {
+                        return Err(Error::new(Code::Denied, format!("tag {tag} is set, and may not be moved")));
+                    }
+                    Ok(_) | Err(Failure::Unknown) => {}
+                    Err(failure) => return Err(failed(failure)),
+                }
+            }
+        }
         let push = Push { digest: &digest, bytes, subject: subject.as_ref(), tags: &tags };
         self.content.put_manifest(repository, push).await.map_err(failed)?;
         tracing::info!(%repository, %digest, tags = tags.len(), "manifest pushed");

@@ -1,10 +1,11 @@
 //! One registry over HTTP: routes, methods, headers that every answer has.
 
 use super::{
+    access::{Access, Action},
     content::Content,
     error::{Code, Error},
     lent::Lent,
-    name::Reference,
+    name::{Reference, Repository},
     route::{self, Route},
 };
 use crate::http::{self, Body, Request, Response};
@@ -37,7 +38,17 @@ pub struct Rules {
 pub struct Service<C> {
     pub(super) content: C,
     pub(super) rules: Rules,
+    access: Option<Arc<Access>>,
     errors: Family<CodeLabel, Counter>,
+}
+
+/// What the client of one request may do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    /// Let a tag stand for something else than before.
+    pub(super) moves_tags: bool,
+    /// Take a blob from the repository that it names.
+    pub(super) mounts: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -48,7 +59,12 @@ struct CodeLabel {
 impl<C: Content> Service<C> {
     /// A registry of this content.
     pub fn new(content: C, rules: Rules) -> Arc<Self> {
-        Arc::new(Self { content, rules, errors: Family::default() })
+        Self::guarded(content, rules, None)
+    }
+
+    /// A registry that asks who its clients are, where there is access control.
+    pub fn guarded(content: C, rules: Rules, access: Option<Arc<Access>>) -> Arc<Self> {
+        Arc::new(Self { content, rules, access, errors: Family::default() })
     }
 
     /// Adds its figures to a role's.
@@ -70,6 +86,7 @@ impl<C: Content> Service<C> {
             let error = Error::new(Code::Unsupported, format!("{method} is not supported here"));
             return Err(error.header(header::ALLOW, text(allowed.join(", "))?));
         }
+        let client = self.client(parts, &route).await?;
         match route {
             Route::Base => Ok(http::with_type(StatusCode::OK, "application/json", "{}")),
             Route::Catalog => self.catalog(parts).await,
@@ -80,12 +97,12 @@ impl<C: Content> Service<C> {
                 _ => self.blob(parts, repository, digest).await,
             },
             Route::Manifest(repository, reference) => match (method.clone(), reference) {
-                (Method::PUT, reference) => self.put_manifest(parts, body, &repository, &reference).await,
+                (Method::PUT, reference) => self.put_manifest(parts, body, &repository, &reference, client).await,
                 (Method::DELETE, Reference::Tag(tag)) => self.untag(&repository, &tag).await,
                 (Method::DELETE, Reference::Digest(digest)) => self.delete_manifest(&repository, &digest).await,
                 (_, reference) => self.manifest(parts, &repository, &reference).await,
             },
-            Route::Uploads(repository) => self.open_upload(parts, body, &repository).await,
+            Route::Uploads(repository) => self.open_upload(parts, body, &repository, client).await,
             Route::Upload(repository, session) => {
                 let session = session.parse()?;
                 match *method {
@@ -96,6 +113,42 @@ impl<C: Content> Service<C> {
                 }
             }
         }
+    }
+
+    /// What a client may do beyond what it is refused here for.
+    async fn client(&self, parts: &Parts, route: &Route) -> Result<Client, Error> {
+        let Some(access) = &self.access else { return Ok(Client { moves_tags: true, mounts: true }) };
+        let user = access.identify(&parts.headers).await?;
+        let delete = parts.method == Method::DELETE;
+        match route {
+            Route::Base => access.require_name(&user)?,
+            Route::Catalog => access.require_catalog(&user)?,
+            Route::Blob(repository, _) | Route::Manifest(repository, _) if delete => {
+                access.require(&user, repository, &[Action::Delete])?;
+            }
+            // A push looks whether it has to bring something.
+            Route::Blob(repository, _) | Route::Manifest(repository, _) if parts.method == Method::HEAD => {
+                access.require(&user, repository, &[Action::Pull, Action::Push, Action::Create])?;
+            }
+            Route::Manifest(repository, _) if parts.method == Method::PUT => {
+                access.require(&user, repository, &[Action::Push, Action::Create])?;
+            }
+            Route::Uploads(repository) | Route::Upload(repository, _) => {
+                access.require(&user, repository, &[Action::Push, Action::Create])?;
+            }
+            Route::Blob(repository, _)
+            | Route::Manifest(repository, _)
+            | Route::Tags(repository)
+            | Route::Referrers(repository, _) => access.require(&user, repository, &[Action::Pull])?,
+        }
+        let from = http::query(&parts.uri, "from").and_then(|from| from.parse::<Repository>().ok());
+        Ok(Client {
+            moves_tags: match route {
+                Route::Manifest(repository, _) => access.allows(&user, repository, Action::Push),
+                _ => false,
+            },
+            mounts: from.is_some_and(|from| access.allows(&user, &from, Action::Pull)),
+        })
     }
 
     fn methods(&self, route: &Route) -> &'static [Method] {

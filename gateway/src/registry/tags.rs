@@ -15,12 +15,25 @@ use peer_proto::Digest;
 #[derive(Clone)]
 pub struct Tags {
     index: Index,
+    /// Only content with a record is a repository's.
+    recorded: bool,
 }
 
 impl Tags {
     /// The tags that this index keeps.
     pub fn new(index: Index) -> Self {
-        Self { index }
+        Self { index, recorded: false }
+    }
+
+    /// The same, taking content for a repository's only where a push has put it there.
+    pub fn recorded(mut self, recorded: bool) -> Self {
+        self.recorded = recorded;
+        self
+    }
+
+    /// Nothing where [`Self::kept`] need not be asked of what was not deleted.
+    pub async fn admits(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
+        if self.recorded { self.kept(repository, digest).await } else { Ok(()) }
     }
 
     /// What a tag stands for.
@@ -68,12 +81,12 @@ impl Tags {
 
     /// [`Failure::Unknown`] where a blob or a manifest was deleted from the repository.
     pub async fn kept(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
-        Ok(self.index.kept(repository.namespace(), digest).await?)
+        Ok(self.index.kept(repository.namespace(), digest, self.recorded).await?)
     }
 
     /// The same for a push, which then need not bring it.
     pub async fn renew(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
-        Ok(self.index.renew(repository.namespace(), digest).await?)
+        Ok(self.index.renew(repository.namespace(), digest, self.recorded).await?)
     }
 
     /// Takes a blob or a manifest from the repository; a manifest with its tags, and from the list of what is about `subject`.

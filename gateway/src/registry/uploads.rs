@@ -5,7 +5,7 @@ use super::{
     content_range,
     error::{Code, Error},
     name::Repository,
-    service::{CONTENT_DIGEST, Service, bare, header_text, text},
+    service::{CONTENT_DIGEST, Client, Service, bare, header_text, text},
     session::Session,
 };
 use crate::http::{self, Body, Response};
@@ -26,12 +26,13 @@ impl<C: Content> Service<C> {
         parts: &Parts,
         body: Body,
         repository: &Repository,
+        client: Client,
     ) -> Result<Response, Error> {
         let failed = |failure: Failure| failure.answer(Code::NameUnknown);
         if let Some(digest) = http::query(&parts.uri, "mount") {
             let digest: Digest = digest.parse()?;
             let from = http::query(&parts.uri, "from").map(|from| from.parse::<Repository>()).transpose()?;
-            if self.content.mount(repository, &digest, from.as_ref()).await.map_err(failed)? {
+            if client.mounts && self.content.mount(repository, &digest, from.as_ref()).await.map_err(failed)? {
                 return created(repository, &digest);
             }
             // Unknown to us: the client may upload it.
