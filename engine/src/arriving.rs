@@ -1,7 +1,7 @@
 //! Reading a blob in order while it arrives: a piece that comes just now is handed over in the buffer it was received in, one
 //! that is here already is read from disk by a worker.
 
-use crate::{handle::Error, read, shard::read::Reading, shards::Shards, store::Blob, workers::Workers};
+use crate::{handle::Error, kept::Kept, read, shard::read::Reading, shards::Shards, store::Blob, workers::Workers};
 use bytes::Bytes;
 use peer_proto::swarm::ReaderId;
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -15,6 +15,7 @@ pub(crate) struct Arriving {
     workers: Arc<Workers>,
     blob: Arc<Blob>,
     id: ReaderId,
+    kept: Arc<Kept>,
     /// The shard forgets the reader when this is dropped.
     _alive: Arc<()>,
     rest: Range<u64>,
@@ -31,9 +32,9 @@ impl Arriving {
         alive: Arc<()>,
         range: Range<u64>,
     ) -> Self {
-        let Reading { id, blob } = reading;
+        let Reading { id, blob, kept } = reading;
         let whole = range == (0..blob.layout().length());
-        Self { shards, workers, blob, id, _alive: alive, rest: range, whole, patience: PATIENCE }
+        Self { shards, workers, blob, id, kept, _alive: alive, rest: range, whole, patience: PATIENCE }
     }
 
     pub(crate) fn patience(&mut self, wait: Duration) {
@@ -60,7 +61,7 @@ impl Arriving {
         let pieces = self.blob.pieces();
         let here = if all { pieces.is_full() } else { pieces.has(piece) };
         let fresh = if here { None } else { self.await_piece(piece.get(), all).await? };
-        let bytes = match fresh {
+        let bytes = match fresh.or_else(|| self.kept.take(piece.get())) {
             Some(bytes) => {
                 let within = |offset: u64| usize::try_from(offset - bounds.start).unwrap_or(usize::MAX);
                 bytes.slice(within(range.start)..within(range.end))

@@ -10,6 +10,7 @@ pub mod handle;
 mod housekeeper;
 mod inbox;
 pub mod job;
+mod kept;
 mod limit;
 mod net;
 mod raw;

@@ -1,7 +1,10 @@
 //! A download as a shard holds it: the swarm's state, who waits for it, who reads it.
 
 use super::command::{Answer, Reply};
-use crate::handle::{Class, Error, Peer};
+use crate::{
+    handle::{Class, Error, Peer},
+    kept::Kept,
+};
 use bytes::Bytes;
 use peer_proto::{
     Instant, Layout, Namespace, PieceIndex,
@@ -33,6 +36,8 @@ pub(super) struct Download {
     /// Who waits for the end.
     pub(super) waiters: Vec<Reply<()>>,
     pub(super) readers: BTreeMap<ReaderId, Reader>,
+    /// Pieces that came before those readers got to them.
+    pub(super) kept: Arc<Kept>,
     /// Shards that serve it too.
     pub(super) watchers: BTreeSet<usize>,
     /// Whether two peers have failed one piece, so that the layout is in doubt.
@@ -48,6 +53,8 @@ pub(super) struct Download {
 /// One reader, as far as it concerns the shard: what it waits for.
 pub(super) struct Reader {
     pub(super) alive: Weak<()>,
+    /// The piece it waited for last, or began at.
+    pub(super) head: u32,
     pub(super) wait: Option<Wait>,
 }
 
@@ -72,6 +79,7 @@ impl Download {
             named: Vec::new(),
             waiters: Vec::new(),
             readers: BTreeMap::new(),
+            kept: Arc::default(),
             watchers: BTreeSet::new(),
             suspect: false,
             failures: 0,
@@ -94,6 +102,13 @@ impl Download {
         for (id, reader) in &self.readers {
             if reader.wait.as_ref().is_some_and(|wait| self.has(wait.piece, wait.all)) {
                 ready.push(*id);
+            }
+        }
+        if let Some((piece, bytes)) = fresh {
+            let waited_for = |reader: &Reader| reader.wait.as_ref().is_some_and(|wait| wait.piece == piece.get());
+            let ahead = self.readers.values().any(|reader| reader.head <= piece.get());
+            if ahead && !self.readers.values().any(waited_for) {
+                self.kept.put(piece.get(), bytes.clone());
             }
         }
         let waits = ready.into_iter().filter_map(|id| self.readers.get_mut(&id)?.wait.take());
@@ -123,6 +138,9 @@ impl Download {
             self.readers.iter().filter(|(_, reader)| reader.alive.strong_count() == 0).map(|(id, _)| *id).collect();
         for id in gone {
             self.readers.remove(&id);
+            if self.readers.is_empty() {
+                self.kept.clear();
+            }
             if let Some(swarm) = &mut self.swarm {
                 swarm.handle(now, swarm::Event::ReaderGone { id });
             }

@@ -1,6 +1,6 @@
 //! What a reader of a blob that still arrives holds.
 
-use crate::store::Blob;
+use crate::{kept::Kept, store::Blob};
 use peer_proto::swarm::ReaderId;
 use std::sync::Arc;
 
@@ -9,4 +9,6 @@ use std::sync::Arc;
 pub(crate) struct Reading {
     pub(crate) id: ReaderId,
     pub(crate) blob: Arc<Blob>,
+    /// Pieces that came before they were asked for.
+    pub(crate) kept: Arc<Kept>,
 }

@@ -29,12 +29,13 @@ impl Core {
         let mut pieces = download.layout.geometry().covering(range);
         let have = swarm.have();
         let missing = pieces.clone().find(|n| download.layout.geometry().piece(*n).is_none_or(|p| !have.contains(p)));
+        let head = pieces.start;
         pieces.start = missing.unwrap_or(pieces.end);
         swarm.handle(self.now, swarm::Event::Reader { id, pieces: pieces.into() });
-        download.readers.insert(id, Reader { alive, wait: None });
-        let blob = shared.blob.clone();
+        download.readers.insert(id, Reader { alive, head, wait: None });
+        let (blob, kept) = (shared.blob.clone(), download.kept.clone());
         self.touch_download(digest);
-        Ok(Reading { id, blob })
+        Ok(Reading { id, blob, kept })
     }
 
     pub(super) fn wait_for(&mut self, digest: Digest, id: ReaderId, wait: Wait) {
@@ -45,6 +46,7 @@ impl Core {
             Some(download) if download.has(wait.piece, wait.all) => Ok(None),
             Some(download) => match download.readers.get_mut(&id) {
                 Some(reader) => {
+                    reader.head = wait.piece;
                     reader.wait = Some(wait);
                     return self.touch_download(digest);
                 }
