@@ -63,13 +63,21 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// Peer traffic limits of the process, bytes a second. None: as the network allows.
+/// Peer traffic limits, bytes of pieces a second. None: as the network allows. Control messages are never held up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Limits {
-    /// Pieces received.
+    /// Received by the process.
     pub bytes_in_per_s: Option<NonZeroU64>,
-    /// Pieces sent.
+    /// Sent by the process.
     pub bytes_out_per_s: Option<NonZeroU64>,
+    /// Received from one peer.
+    pub peer_in_per_s: Option<NonZeroU64>,
+    /// Sent to one peer.
+    pub peer_out_per_s: Option<NonZeroU64>,
+    /// Received for downloads that a client waits for.
+    pub foreground_in_per_s: Option<NonZeroU64>,
+    /// Received for downloads that nobody waits for. Where the process's limit is met, they get what the others leave.
+    pub background_in_per_s: Option<NonZeroU64>,
 }
 
 /// Which I/O driver shards run on.
@@ -82,6 +90,21 @@ pub enum DriverChoice {
     IoUring,
     /// epoll.
     Epoll,
+}
+
+/// What [`DriverChoice::Auto`] comes to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DriverHere {
+    /// Whether it is io_uring; epoll otherwise.
+    pub io_uring: bool,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Which I/O driver an engine started by this thread would run on unless told.
+pub fn driver_here() -> DriverHere {
+    let (kind, reason) = crate::driver::monoio::Kind::available();
+    DriverHere { io_uring: kind == crate::driver::monoio::Kind::IoUring, reason }
 }
 
 /// How a received piece is proven before it is shared.

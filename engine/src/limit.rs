@@ -1,14 +1,19 @@
-//! Token buckets for piece traffic. Control messages never pass through one.
+//! Token buckets for piece traffic: of the process, of one peer, of one class. Control messages never pass through one.
 //!
 //! A bucket is one number: the moment up to which its rate is spent. Taking moves it on by what the bytes cost; who comes
 //! while it lies in the future waits until then. One piece may overdraw it, so that pieces longer than the burst pass, and
 //! the long-run rate stays exact. All shards share one bucket of a process; it is touched once per piece, without a lock,
 //! and not at all where no limit is set.
 
-use peer_proto::Instant;
+use crate::handle::{Class, Limits};
+use peer_proto::{Instant, PeerId};
 use std::{
+    collections::BTreeMap,
     num::NonZeroU64,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,15 +33,19 @@ impl Bucket {
         Self { bytes_per_s, spent_until: AtomicU64::new(0) }
     }
 
-    /// Takes `bytes`, or says when to come again.
-    pub(crate) fn take(&self, now: Instant, bytes: u64) -> Result<(), Instant> {
+    /// Nothing, or when to come again.
+    fn ready(&self, now: Instant) -> Result<(), Instant> {
+        let spent = Instant::from_nanos(self.spent_until.load(Ordering::Relaxed));
+        if spent <= now { Ok(()) } else { Err(spent) }
+    }
+
+    /// Takes `bytes`, ready or not: who comes next waits for longer.
+    fn spend(&self, now: Instant, bytes: u64) {
         let cost = self.cost(bytes);
         let earliest = now.as_nanos().saturating_sub(BURST.as_nanos().try_into().unwrap_or(u64::MAX));
-        let taken = self.spent_until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| {
-            let start = spent.max(earliest);
-            (start <= now.as_nanos()).then(|| start.saturating_add(cost))
-        });
-        taken.map(drop).map_err(Instant::from_nanos)
+        let spent = |spent: u64| Some(spent.max(earliest).saturating_add(cost));
+        // It always finds a value to set.
+        let _ = self.spent_until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spent);
     }
 
     fn cost(&self, bytes: u64) -> u64 {
@@ -44,9 +53,70 @@ impl Bucket {
     }
 }
 
-/// [`Bucket::take`] where there may be no limit.
-pub(crate) fn take(bucket: Option<&Bucket>, now: Instant, bytes: u64) -> Result<(), Instant> {
-    bucket.map_or(Ok(()), |bucket| bucket.take(now, bytes))
+/// Takes `bytes` from every bucket there is, or from none: then it says when to come again. Two shards may find a bucket ready at
+/// once; the piece too many is paid for by whoever comes next.
+pub(crate) fn take<const N: usize>(buckets: [Option<&Bucket>; N], now: Instant, bytes: u64) -> Result<(), Instant> {
+    for bucket in buckets.iter().flatten() {
+        bucket.ready(now)?;
+    }
+    buckets.iter().flatten().for_each(|bucket| bucket.spend(now, bytes));
+    Ok(())
+}
+
+/// What one peer may send to this node and be sent by it, over all connections with it.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pub(crate) inward: Option<Bucket>,
+    pub(crate) outward: Option<Bucket>,
+}
+
+/// The limits of a node, shared by its shards.
+#[derive(Debug, Default)]
+pub(crate) struct Meters {
+    limits: Limits,
+    pub(crate) inward: Option<Bucket>,
+    pub(crate) outward: Option<Bucket>,
+    foreground_in: Option<Bucket>,
+    background_in: Option<Bucket>,
+    /// Of peers that are connected. Looked at once per connection.
+    peers: Mutex<BTreeMap<PeerId, Weak<Meter>>>,
+}
+
+impl Meters {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            inward: limits.bytes_in_per_s.map(Bucket::new),
+            outward: limits.bytes_out_per_s.map(Bucket::new),
+            foreground_in: limits.foreground_in_per_s.map(Bucket::new),
+            background_in: limits.background_in_per_s.map(Bucket::new),
+            peers: Mutex::default(),
+        }
+    }
+
+    /// What downloads of a class may receive.
+    pub(crate) fn class(&self, class: Class) -> Option<&Bucket> {
+        match class {
+            Class::Background => self.background_in.as_ref(),
+            Class::Foreground => self.foreground_in.as_ref(),
+        }
+    }
+
+    /// The meter of a peer, where there are limits for each, one for all connections with it. One that went and came back at once
+    /// starts anew, which gains it the burst.
+    pub(crate) fn of(&self, peer: PeerId) -> Option<Arc<Meter>> {
+        let Limits { peer_in_per_s, peer_out_per_s, .. } = self.limits;
+        peer_in_per_s.or(peer_out_per_s)?;
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(meter) = peers.get(&peer).and_then(Weak::upgrade) {
+            return Some(meter);
+        }
+        peers.retain(|_, meter| meter.strong_count() > 0);
+        let meter =
+            Arc::new(Meter { inward: peer_in_per_s.map(Bucket::new), outward: peer_out_per_s.map(Bucket::new) });
+        peers.insert(peer, Arc::downgrade(&meter));
+        Some(meter)
+    }
 }
 
 #[cfg(test)]
@@ -60,12 +130,34 @@ mod tests {
         let end = now + Duration::from_secs(1);
         let mut bytes = 0;
         while now < end {
-            match bucket.take(now, 1 << 20) {
+            match take([Some(&bucket)], now, 1 << 20) {
                 Ok(()) => bytes += 1 << 20,
                 Err(at) => now = at + late,
             }
         }
         bytes
+    }
+
+    #[test]
+    fn a_peer_has_one_meter_however_often_it_is_connected_and_none_is_kept_for_nobody() {
+        let meters = Meters::new(Limits { peer_out_per_s: NonZeroU64::new(1), ..Limits::default() });
+        let peer = |n| PeerId::new([n; 20]);
+        let (first, second) = (meters.of(peer(1)).unwrap(), meters.of(peer(1)).unwrap());
+        assert!(Arc::ptr_eq(&first, &second) && first.inward.is_none() && first.outward.is_some());
+        drop((first, second));
+        let _other = meters.of(peer(2));
+        assert_eq!(meters.peers.lock().unwrap().len(), 1);
+        assert!(Meters::default().of(peer(1)).is_none());
+    }
+
+    #[test]
+    fn what_one_bucket_refuses_none_is_charged_for() {
+        let [fast, slow] = [100, 1].map(|rate| Bucket::new(NonZeroU64::new(rate).unwrap()));
+        let now = Instant::from_nanos(10_000_000_000);
+        take([Some(&slow)], now, 10).unwrap();
+        let again = take([Some(&fast), Some(&slow), None], now, 1_000).unwrap_err();
+        assert!(again > now + Duration::from_secs(9), "{again:?}");
+        take([Some(&fast)], now, 1).unwrap();
     }
 
     #[test]

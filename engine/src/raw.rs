@@ -2,5 +2,6 @@
 mod buf;
 mod map;
 pub(crate) mod net;
+pub(crate) mod ring;
 
 pub(crate) use map::Map;

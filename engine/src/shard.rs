@@ -30,7 +30,7 @@ use crate::{
     handle::{Class, Error},
     inbox,
     job::{Job, Outcome},
-    limit::Bucket,
+    limit::Meters,
     store::Blob,
     workers::Sink,
 };
@@ -115,8 +115,7 @@ pub(crate) struct Setup {
     /// For random choices.
     pub(crate) seed: u64,
     pub(crate) pool: Pool,
-    pub(crate) limit_in: Option<Arc<Bucket>>,
-    pub(crate) limit_out: Option<Arc<Bucket>>,
+    pub(crate) meters: Arc<Meters>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) stats: Arc<Stats>,
     /// Downloads of the whole node.
@@ -154,8 +153,8 @@ pub(crate) struct Core {
     /// Connections that wait for bandwidth to send, in turn.
     out_queue: VecDeque<SocketId>,
     out_alarm: Option<Instant>,
-    /// Requests that wait for bandwidth to receive.
-    in_queue: VecDeque<(Slot, PieceIndex)>,
+    /// Requests that wait for bandwidth to receive: those that a client waits for, and the others.
+    in_queues: [VecDeque<(Slot, PieceIndex)>; 2],
     in_alarm: Option<Instant>,
     alarms: BTreeSet<(Instant, Alarm)>,
     dirty_links: VecDeque<SocketId>,
@@ -225,7 +224,7 @@ impl Core {
             read_queue: BTreeSet::new(),
             out_queue: VecDeque::new(),
             out_alarm: None,
-            in_queue: VecDeque::new(),
+            in_queues: Default::default(),
             in_alarm: None,
             alarms: BTreeSet::new(),
             dirty_links: VecDeque::new(),

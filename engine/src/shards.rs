@@ -5,7 +5,7 @@ use crate::{
     driver::monoio::{self, Clock, Kind},
     handle::{Class, Config, DriverChoice, Error, Metric, MetricValue, Notice, Peer},
     inbox::{self, Refused},
-    limit::Bucket,
+    limit::Meters,
     net,
     shard::{
         Core, Outbox, Setup,
@@ -69,7 +69,6 @@ impl Shards {
             kind,
             ends: Mutex::default(),
         };
-        let bucket = |rate: Option<_>| rate.map(|rate| Arc::new(Bucket::new(rate)));
         let setup = Setup {
             id,
             origin: config.origin,
@@ -78,8 +77,7 @@ impl Shards {
             shards: count,
             seed,
             pool: pool.clone(),
-            limit_in: bucket(config.limits.bytes_in_per_s),
-            limit_out: bucket(config.limits.bytes_out_per_s),
+            meters: Arc::new(Meters::new(config.limits)),
             notices: shards.notices.clone(),
             stats: Arc::default(),
             active: Arc::new(AtomicUsize::new(0)),
@@ -267,16 +265,16 @@ fn answered(mut answer: oneshot::Receiver<()>, until: Instant) -> bool {
 }
 
 fn choose(choice: DriverChoice) -> io::Result<Kind> {
-    let available = Kind::available();
+    let (available, reason) = Kind::available();
     match choice {
         DriverChoice::Auto if available == Kind::Epoll => {
-            tracing::warn!("io_uring is refused here: epoll it is");
+            tracing::warn!(reason, "no io_uring here: epoll it is");
             Ok(available)
         }
         DriverChoice::Auto => Ok(available),
         DriverChoice::Epoll => Ok(Kind::Epoll),
         DriverChoice::IoUring if available == Kind::IoUring => Ok(available),
-        DriverChoice::IoUring => Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is refused here")),
+        DriverChoice::IoUring => Err(io::Error::new(io::ErrorKind::Unsupported, reason)),
     }
 }
 
@@ -293,5 +291,69 @@ fn pin(core: usize) {
     set.set(core);
     if let Err(error) = sched_setaffinity(None, &set) {
         tracing::warn!(core, %error, "shard is not pinned to its core");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        handle::{self, Class, Config, DriverChoice, Limits, Peer, Proof},
+        raw::ring::tests::refuse,
+        start,
+    };
+    use peer_proto::Algorithm;
+    use std::{num::NonZeroUsize, time::Duration};
+    use tempfile::TempDir;
+
+    fn config(dir: &TempDir, driver: DriverChoice) -> Config {
+        Config {
+            data_dir: dir.path().to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: None,
+            id: None,
+            origin: false,
+            shards: NonZeroUsize::MIN,
+            workers: NonZeroUsize::MIN,
+            driver,
+            quota: None,
+            proof: Proof::Full,
+            mmap: true,
+            limits: Limits::default(),
+        }
+    }
+
+    #[test]
+    fn under_a_filter_that_denies_io_uring_nodes_run_on_epoll() {
+        // Threads inherit the filter from the one that starts them, and no other test's have it.
+        let filtered = std::thread::spawn(|| {
+            refuse();
+            assert!(!handle::driver_here().io_uring);
+            let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+            assert!(
+                start(config(&dirs[2], DriverChoice::IoUring)).is_err(),
+                "io_uring was asked for, and nothing else"
+            );
+            let nodes = [0, 1].map(|n| start(config(&dirs[n], DriverChoice::Auto)).unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let blob: bytes::Bytes = (0..3_000_000_u32).map(|n| (n >> 8) as u8).collect();
+                let mut hash = peer_proto::LayoutBuilder::new(Algorithm::Sha256);
+                hash.update(&blob).unwrap();
+                let mut upload = nodes[0].upload(Algorithm::Sha256, None).await.unwrap();
+                upload.write(0, blob.clone()).await.unwrap();
+                let layout = upload.commit(hash.finish().digest()).await.unwrap();
+                let seeder = Peer { id: nodes[0].id(), addr: nodes[0].peer_addr(), origin: false };
+                nodes[1].download("a".parse().unwrap(), layout.clone(), Class::Foreground).await.unwrap();
+                nodes[1].peers(layout.digest(), vec![seeder]);
+                tokio::time::timeout(Duration::from_secs(60), nodes[1].wait(layout.digest())).await.unwrap().unwrap();
+                for node in &nodes {
+                    let drivers = node.metrics().into_iter().filter(|metric| metric.name == "driver");
+                    let epoll = drivers.filter(|driver| driver.label == Some(("kind", "epoll")));
+                    assert!(epoll.into_iter().all(|driver| matches!(driver.value, handle::MetricValue::Gauge(1))));
+                    node.shutdown(Duration::ZERO).await;
+                }
+            });
+        });
+        filtered.join().unwrap();
     }
 }

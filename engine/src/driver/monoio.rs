@@ -45,9 +45,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// io_uring where this kernel and its policies allow what we need of it.
-    pub(crate) fn available() -> Self {
-        if monoio::utils::detect_uring() { Self::IoUring } else { Self::Epoll }
+    /// io_uring where this kernel and its policies allow what we need of it, and in words why it is that or epoll.
+    pub(crate) fn available() -> (Self, String) {
+        // The runtime's own look is taken once per process: a filter that this thread got since would be missed.
+        match raw::ring::refused() {
+            Some(error) => (Self::Epoll, format!("the kernel or a seccomp profile refuses io_uring_setup: {error}")),
+            None if monoio::utils::detect_uring() => (Self::IoUring, "the kernel grants a ring".to_owned()),
+            None => (Self::Epoll, "the kernel's io_uring lacks operations that are needed".to_owned()),
+        }
     }
 }
 

@@ -11,9 +11,9 @@ use super::{Carried, Effect, Event, Recv, Send, SocketId};
 use crate::{
     buf::Pool,
     disk::sim::Sim,
-    handle::{Class, Error, Peer, Proof},
+    handle::{Class, Error, Limits, Peer, Proof},
     job::{Job, Outcome},
-    limit::Bucket,
+    limit::Meters,
     shard::{Core, Setup, command::Command, home, notices::Notices, stats::Stats},
     store::{Options, Store},
 };
@@ -23,7 +23,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::SocketAddr,
-    num::{NonZeroU16, NonZeroU64},
+    num::NonZeroU16,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
@@ -161,7 +161,7 @@ pub(crate) struct Node {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) stats: Vec<Arc<Stats>>,
     pub(crate) notices: Arc<Notices>,
-    limit_out: Option<Arc<Bucket>>,
+    limits: Limits,
     resident: Resident,
     life: u32,
     shards: Vec<Shard>,
@@ -175,12 +175,12 @@ pub(crate) struct Made {
     pub(crate) origin: bool,
     pub(crate) shards: usize,
     pub(crate) disk_bytes: u64,
-    pub(crate) limit_out: Option<NonZeroU64>,
+    pub(crate) limits: Limits,
 }
 
 impl Default for Made {
     fn default() -> Self {
-        Self { origin: false, shards: 2, disk_bytes: 1 << 40, limit_out: None }
+        Self { origin: false, shards: 2, disk_bytes: 1 << 40, limits: Limits::default() }
     }
 }
 
@@ -240,7 +240,7 @@ impl World {
 
     pub(crate) fn node(&mut self, made: Made) -> usize {
         let node = self.place(Resident::Engine, made.origin, made.disk_bytes);
-        self.nodes[node].limit_out = made.limit_out.map(|rate| Arc::new(Bucket::new(rate)));
+        self.nodes[node].limits = made.limits;
         self.boot(node, made.shards);
         node
     }
@@ -260,7 +260,7 @@ impl World {
             store: None,
             stats: Vec::new(),
             notices: Arc::default(),
-            limit_out: None,
+            limits: Limits::default(),
             resident,
             life: 0,
             shards: Vec::new(),
@@ -281,6 +281,7 @@ impl World {
         place.life += 1;
         place.stats = (0..shards).map(|_| Arc::default()).collect();
         let active = Arc::new(AtomicUsize::new(0));
+        let meters = Arc::new(Meters::new(place.limits));
         place.shards = (0..shards)
             .map(|index| Shard {
                 core: Core::new(Setup {
@@ -291,8 +292,7 @@ impl World {
                     shards,
                     seed: seed ^ index as u64,
                     pool: pool.clone(),
-                    limit_in: None,
-                    limit_out: place.limit_out.clone(),
+                    meters: meters.clone(),
                     notices: place.notices.clone(),
                     stats: place.stats[index].clone(),
                     active: active.clone(),
@@ -402,9 +402,20 @@ impl World {
         layout: &Arc<Layout>,
         from: &[usize],
     ) -> oneshot::Receiver<Result<(), Error>> {
+        self.download_as(Class::Foreground, node, layout, from)
+    }
+
+    /// As [`Self::download`], of a class.
+    pub(crate) fn download_as(
+        &mut self,
+        class: Class,
+        node: usize,
+        layout: &Arc<Layout>,
+        from: &[usize],
+    ) -> oneshot::Receiver<Result<(), Error>> {
         let digest = *layout.digest();
         let namespace = "lib/app".parse().unwrap();
-        let (layout, class) = (layout.clone(), Class::Foreground);
+        let layout = layout.clone();
         let begun = self.ask(node, &digest, |reply| Command::Download { namespace, layout, class, reply });
         drop(begun);
         let peers = from.iter().map(|node| self.peer(*node)).collect();

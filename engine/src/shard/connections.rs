@@ -129,7 +129,9 @@ impl Core {
     pub(super) fn link_alarm(&mut self, id: SocketId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.alarm = None;
-        if link.patience.is_some_and(|at| at <= self.now) {
+        if link.held.is_some_and(|at| at <= self.now) {
+            link.held = None;
+        } else if link.patience.is_some_and(|at| at <= self.now) {
             if !link.up {
                 tracing::debug!(peer = %link.from, "dial timed out");
                 self.drop_link(id);
@@ -173,7 +175,7 @@ impl Core {
             link.patience = Some(self.now + IDLE_CLOSE);
         }
         let due = if link.up { link.conn.deadline() } else { None };
-        let due = due.into_iter().chain(link.patience).min();
+        let due = due.into_iter().chain(link.patience).chain(link.held).min();
         if due != link.alarm {
             if let Some(old) = link.alarm {
                 self.alarms.remove(&(old, Alarm::Link(link.id)));
@@ -185,6 +187,7 @@ impl Core {
 
     pub(super) fn handshaken(&mut self, link: &mut Link, hello: &Hello) {
         link.peer = Some(hello.id);
+        link.meter = self.setup.meters.of(hello.id);
         link.origin = hello.origin;
         link.shard = hello.shard;
         if let Some(candidate) = link.dialled {

@@ -15,7 +15,7 @@ use crate::{
     store::{self, Blob},
 };
 use peer_proto::{
-    Digest, Layout, Namespace,
+    Digest, Instant, Layout, Namespace,
     conn::{self, CommandError},
     swarm::{self, Candidate, Slot, Swarm},
     wire::Farewell,
@@ -235,11 +235,14 @@ impl Core {
         match effect {
             Wants::Connect(candidate) => self.connect(digest, candidate),
             Wants::Request { slot, piece } => {
-                self.in_queue.push_back((slot, piece));
+                let class = self.downloads.get(&digest).map_or(Class::Background, |download| download.class);
+                self.in_queues[usize::from(class == Class::Background)].push_back((slot, piece));
                 self.grant_in();
             }
             Wants::Cancel { slot, piece } => {
-                self.in_queue.retain(|queued| *queued != (slot, piece));
+                for queue in &mut self.in_queues {
+                    queue.retain(|queued| *queued != (slot, piece));
+                }
                 if let Some((socket, channel)) = self.slots.get(&slot).copied()
                     && let Some(link) = self.links.get_mut(&socket)
                 {
@@ -305,27 +308,42 @@ impl Core {
         self.touch(socket);
     }
 
-    /// Lets requests out as the limit for receiving allows.
+    /// Lets requests out as the limits for receiving allow: those that a client waits for first. One that only its peer's limit
+    /// holds up is overtaken.
     pub(super) fn grant_in(&mut self) {
-        if self.in_alarm.is_some_and(|at| at > self.now) {
-            return;
-        }
-        self.in_alarm = None;
-        while let Some((slot, piece)) = self.in_queue.pop_front() {
-            let Some((socket, channel)) = self.slots.get(&slot).copied() else { continue };
-            let Some(lane) = self.links.get(&socket).and_then(|link| link.lanes.get(&channel)) else { continue };
-            let geometry = self.blobs.get(&lane.digest).map(|shared| shared.blob.layout().geometry());
-            let bytes = geometry.map_or(0, |geometry| u64::from(geometry.piece_len(piece)));
-            if let Err(at) = limit::take(self.setup.limit_in.as_deref(), self.now, bytes) {
-                self.in_queue.push_front((slot, piece));
-                self.in_alarm = Some(at);
-                return;
+        let meters = self.setup.meters.clone();
+        let mut again: Option<Instant> = None;
+        for (queue, class) in [Class::Foreground, Class::Background].into_iter().enumerate() {
+            let all = [meters.inward.as_ref(), meters.class(class)];
+            let mut waiting = std::mem::take(&mut self.in_queues[queue]);
+            let mut overtaken = VecDeque::new();
+            while let Some((slot, piece)) = waiting.front().copied() {
+                if let Err(at) = limit::take(all, self.now, 0) {
+                    again = Some(again.map_or(at, |earlier| earlier.min(at)));
+                    break;
+                }
+                waiting.pop_front();
+                let Some((socket, channel)) = self.slots.get(&slot).copied() else { continue };
+                let Some(link) = self.links.get_mut(&socket) else { continue };
+                let Some(lane) = link.lanes.get(&channel) else { continue };
+                let geometry = self.blobs.get(&lane.digest).map(|shared| shared.blob.layout().geometry());
+                let bytes = geometry.map_or(0, |geometry| u64::from(geometry.piece_len(piece)));
+                let own = link.meter.as_ref().and_then(|meter| meter.inward.as_ref());
+                match limit::take([all[0], all[1], own], self.now, bytes) {
+                    Ok(()) => {
+                        link.asks.push_back((channel, piece));
+                        self.touch(socket);
+                    }
+                    Err(at) => {
+                        overtaken.push_back((slot, piece));
+                        again = Some(again.map_or(at, |earlier| earlier.min(at)));
+                    }
+                }
             }
-            if let Some(link) = self.links.get_mut(&socket) {
-                link.asks.push_back((channel, piece));
-                self.touch(socket);
-            }
+            overtaken.append(&mut waiting);
+            self.in_queues[queue] = overtaken;
         }
+        self.in_alarm = again;
     }
 
     /// Makes the requests that the connection's window has room for.

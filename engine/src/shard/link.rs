@@ -1,6 +1,6 @@
 //! A connection as a shard holds it: the protocol's state and what is around it.
 
-use crate::{buf::Buf, driver::SocketId, receive::Intake, serve::Queue};
+use crate::{buf::Buf, driver::SocketId, limit::Meter, receive::Intake, serve::Queue};
 use peer_proto::{
     Digest, Instant, PeerId, PieceIndex,
     conn::Conn,
@@ -11,6 +11,7 @@ use peer_proto::{
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
+    sync::Arc,
 };
 
 /// One connection.
@@ -40,6 +41,10 @@ pub(super) struct Link {
     pub(super) queued: bool,
     /// Whether bandwidth is its to take now.
     pub(super) granted: bool,
+    /// What the peer may be sent and send, where that is limited.
+    pub(super) meter: Option<Arc<Meter>>,
+    /// Until when the peer's own limit keeps pieces from it.
+    pub(super) held: Option<Instant>,
     /// Requests for which the window had no room.
     pub(super) asks: VecDeque<(Channel, PieceIndex)>,
     /// When the dial, or doing nothing, ends.
@@ -85,6 +90,8 @@ impl Link {
             sending: false,
             queued: false,
             granted: false,
+            meter: None,
+            held: None,
             asks: VecDeque::new(),
             patience: None,
             alarm: None,

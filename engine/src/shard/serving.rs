@@ -90,6 +90,13 @@ impl Core {
     /// Bandwidth for one piece, in turn between connections.
     pub(super) fn take_bandwidth(&mut self, link: &mut Link, bytes: u64) -> bool {
         let granted = std::mem::take(&mut link.granted);
+        let meter = link.meter.clone();
+        let own = meter.as_ref().and_then(|meter| meter.outward.as_ref());
+        // Its own limit holds up nobody else: it does not stand in the queue meanwhile.
+        if let Err(at) = limit::take([own], self.now, 0) {
+            link.held = Some(at);
+            return false;
+        }
         if !granted && !self.out_queue.is_empty() {
             if !link.queued {
                 link.queued = true;
@@ -97,7 +104,7 @@ impl Core {
             }
             return false;
         }
-        match limit::take(self.setup.limit_out.as_deref(), self.now, bytes) {
+        match limit::take([self.setup.meters.outward.as_ref(), own], self.now, bytes) {
             Ok(()) => true,
             Err(at) => {
                 link.queued = true;

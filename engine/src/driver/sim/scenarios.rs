@@ -1,7 +1,10 @@
 //! What befalls nodes, and what must hold all the same. Each runs for several seeds and names the one that failed.
 
 use super::{MIB, Made, World, layout_of};
-use crate::{disk::sim::Fault, handle::Error};
+use crate::{
+    disk::sim::Fault,
+    handle::{Class, Error, Limits},
+};
 use bytes::Bytes;
 use peer_proto::{
     Digest, Layout, PeerId,
@@ -275,7 +278,7 @@ fn a_full_disk_is_refused_before_the_first_byte() {
     let agent = world.node(Made { disk_bytes: 5 * MIB as u64, ..agent() });
     let layout = world.put(origin, &blob(8, 0, 1));
     let namespace = "lib/app".parse().unwrap();
-    let class = crate::handle::Class::Foreground;
+    let class = Class::Foreground;
     let digest = *layout.digest();
     let mut begun = world.ask(agent, &digest, |reply| crate::shard::command::Command::Download {
         namespace,
@@ -329,8 +332,8 @@ fn cold_pieces_are_read_off_the_shard_and_served() {
 fn a_limit_on_sending_is_held_and_shared() {
     let mut world = World::new(9);
     let rate = 20 * MIB as u64;
-    let limit_out = NonZeroU64::new(rate);
-    let origin = world.node(Made { limit_out, ..origin() });
+    let limits = Limits { bytes_out_per_s: NonZeroU64::new(rate), ..Limits::default() };
+    let origin = world.node(Made { limits, ..origin() });
     let agents = [world.node(agent()), world.node(agent())];
     let blobs = [blob(20, 0, 1), blob(20, 8, 2)];
     let layouts: Vec<Arc<Layout>> = blobs.iter().map(|blob| world.put(origin, blob)).collect();
@@ -345,6 +348,84 @@ fn a_limit_on_sending_is_held_and_shared() {
     assert!((took / ideal - 1.0).abs() < 0.06, "{took} s instead of {ideal} s");
     let sent: Vec<f64> = agents.iter().map(|agent| world.received_by(*agent) as f64).collect();
     assert!((sent[0] / sent[1] - 1.0).abs() < 0.1, "{sent:?}");
+}
+
+const RATE: u64 = 50 * MIB as u64;
+
+fn seconds_at_rate(blobs: &[Bytes]) -> f64 {
+    blobs.iter().map(Bytes::len).sum::<usize>() as f64 / RATE as f64
+}
+
+fn assert_close(what: &str, took: f64, ideal: f64) {
+    assert!((took / ideal - 1.0).abs() < 0.03, "{what}: {took} s instead of {ideal} s");
+}
+
+#[test]
+fn limits_of_each_peer_are_held_and_hold_up_nobody_else() {
+    let rate = NonZeroU64::new(RATE);
+    let outward = Limits { peer_out_per_s: rate, ..Limits::default() };
+    let inward = Limits { peer_in_per_s: rate, ..Limits::default() };
+    for (what, seeds, leeches) in
+        [("sent to", outward, Limits::default()), ("received from", Limits::default(), inward)]
+    {
+        let mut world = World::new(3);
+        let seeders = [(); 2].map(|()| world.node(Made { limits: seeds, ..agent() }));
+        let leecher = world.node(Made { limits: leeches, ..agent() });
+        let blobs = [blob(100, 0, 1), blob(100, 8, 2)];
+        let start = world.now;
+        let mut ends = Vec::new();
+        for (seeder, blob) in seeders.into_iter().zip(&blobs) {
+            let layout = world.put(seeder, blob);
+            ends.push(world.download(leecher, &layout, &[seeder]));
+        }
+        for end in &mut ends {
+            world.answer(end, LONG).expect("no end in sight").unwrap();
+        }
+        // Each from a peer of its own: together twice the rate.
+        assert_close(what, (world.now - start).as_secs_f64(), seconds_at_rate(&blobs) / 2.0);
+    }
+}
+
+#[test]
+fn limits_of_classes_are_held_and_who_waits_goes_first() {
+    let rate = NonZeroU64::new(RATE);
+    let blobs = [blob(100, 0, 1), blob(100, 8, 2)];
+    let finish = |limits: Limits| {
+        let mut world = World::new(4);
+        let (seeder, leecher) = (world.node(agent()), world.node(Made { limits, ..agent() }));
+        let layouts = [0, 1].map(|n| world.put(seeder, &blobs[n]));
+        let start = world.now;
+        let mut slow = world.download_as(Class::Background, leecher, &layouts[0], &[seeder]);
+        let mut fast = world.download_as(Class::Foreground, leecher, &layouts[1], &[seeder]);
+        world.answer(&mut fast, LONG).expect("no end in sight").unwrap();
+        let first = (world.now - start).as_secs_f64();
+        world.answer(&mut slow, LONG).expect("no end in sight").unwrap();
+        (first, (world.now - start).as_secs_f64())
+    };
+    let (fast, slow) = finish(Limits { background_in_per_s: rate, ..Limits::default() });
+    assert!(fast < seconds_at_rate(&blobs[1..]) / 4.0, "{fast} s for what has no limit");
+    assert_close("background", slow, seconds_at_rate(&blobs[..1]));
+    let (fast, _) = finish(Limits { foreground_in_per_s: rate, ..Limits::default() });
+    assert_close("foreground", fast, seconds_at_rate(&blobs[1..]));
+    let (fast, slow) = finish(Limits { bytes_in_per_s: rate, ..Limits::default() });
+    assert!(fast < seconds_at_rate(&blobs[1..]) * 1.25, "{fast} s: it did not go first");
+    assert_close("both", slow, seconds_at_rate(&blobs));
+}
+
+#[test]
+fn a_limit_holds_up_no_control_message() {
+    let mut world = World::new(6);
+    let limits = Limits { bytes_out_per_s: NonZeroU64::new(MIB as u64), ..Limits::default() };
+    let seeder = world.node(Made { limits, ..agent() });
+    let (busy, newcomer) = (world.node(agent()), world.node(agent()));
+    let layout = world.put(seeder, &blob(30, 0, 1));
+    let _busy = world.download(busy, &layout, &[seeder]);
+    world.run_for(SECOND * 3);
+    let _newcomer = world.download(newcomer, &layout, &[seeder]);
+    // A dial, two greetings, a channel: some round trips of 0.4 ms, while a piece takes a second.
+    let answered = world.run_until(Duration::from_millis(10), |world| world.received_by(newcomer) > 100);
+    assert!(answered, "{} bytes came in 10 ms", world.received_by(newcomer));
+    assert!(world.received_by(newcomer) < MIB as u64);
 }
 
 /// Anything may happen for a while; then everybody who lives gets the right bytes.
