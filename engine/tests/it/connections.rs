@@ -13,7 +13,7 @@ on_both_drivers! {
         rogues_on_the_socket_do_no_harm
     }
     alone {
-        a_thousand_connections_opened_and_dropped_leave_nothing_behind
+        ten_thousand_connections_opened_and_dropped_leave_nothing_behind
         stopping_ends_every_thread_and_connection
     }
 }
@@ -22,15 +22,15 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-async fn a_thousand_connections_opened_and_dropped_leave_nothing_behind(driver: DriverChoice) {
+async fn ten_thousand_connections_opened_and_dropped_leave_nothing_behind(driver: DriverChoice) {
     let node = Node::agent(driver);
     let addr = node.handle.peer_addr();
     let before = descriptors();
-    for _ in 0..20 {
+    for _ in 0..200 {
         let some: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(addr).unwrap()).collect();
         drop(some);
     }
-    until("every connection was accepted", || node.metric("peer_accepts_total") == 1000).await;
+    until("every connection was accepted", || node.metric("peer_accepts_total") == 10_000).await;
     until("descriptors are back at their level", || descriptors() <= before).await;
     assert_eq!(node.metric("peer_connections"), 0);
     timely(node.handle.probe(Duration::from_secs(10))).await.unwrap();

@@ -3,5 +3,6 @@
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "tests")]
 
 mod connections;
+mod faults;
 mod kit;
 mod swarm;
