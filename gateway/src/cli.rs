@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod blob;
+mod doctor;
 
 use crate::{
     admin,
@@ -44,6 +45,8 @@ enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Look at this machine: which I/O driver, which limits, what to change
+    Doctor(doctor::Doctor),
     /// Put and get single blobs
     #[command(subcommand)]
     Blob(blob::Command),
@@ -177,6 +180,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             Raw::read(&file)?.check(role).with_context(|| format!("{} as {role}", file.display()))?;
             say(&format!("{} is sound for role {role}\n", file.display()))
         }
+        Command::Doctor(doctor) => doctor.run(),
         Command::Blob(command) => command.run(),
     }
 }

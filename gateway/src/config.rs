@@ -233,6 +233,18 @@ pub struct Limits {
     /// Most bytes a second sent to peers; as the network allows unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_out: Option<Rate>,
+    /// Most bytes a second received from any one peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub each_peer_in: Option<Rate>,
+    /// Most bytes a second sent to any one peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub each_peer_out: Option<Rate>,
+    /// Most bytes a second received for pulls that a client waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreground_in: Option<Rate>,
+    /// Most bytes a second received for preheats and repairs, which nobody waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background_in: Option<Rate>,
 }
 
 /// `[cluster]`: the same on every node.
@@ -736,10 +748,20 @@ impl Check {
                 Proof::Crc => engine::handle::Proof::Crc,
             },
             mmap: raw.mmap,
-            limits: engine::handle::Limits {
-                bytes_in_per_s: self.nonzero("limits.peer_in", self.raw.limits.peer_in.map(Rate::bytes_per_s)),
-                bytes_out_per_s: self.nonzero("limits.peer_out", self.raw.limits.peer_out.map(Rate::bytes_per_s)),
-            },
+            limits: self.limits(),
+        }
+    }
+
+    fn limits(&mut self) -> engine::handle::Limits {
+        let raw = self.raw.limits.clone();
+        let mut rate = |key, rate: Option<Rate>| self.nonzero(key, rate.map(Rate::bytes_per_s));
+        engine::handle::Limits {
+            bytes_in_per_s: rate("limits.peer_in", raw.peer_in),
+            bytes_out_per_s: rate("limits.peer_out", raw.peer_out),
+            peer_in_per_s: rate("limits.each_peer_in", raw.each_peer_in),
+            peer_out_per_s: rate("limits.each_peer_out", raw.each_peer_out),
+            foreground_in_per_s: rate("limits.foreground_in", raw.foreground_in),
+            background_in_per_s: rate("limits.background_in", raw.background_in),
         }
     }
 

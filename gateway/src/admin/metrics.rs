@@ -216,6 +216,7 @@ struct Process {
 #[derive(PartialEq, Debug)]
 struct ProcFigures {
     resident_bytes: u64,
+    anonymous_bytes: u64,
     threads: u64,
     cpu_seconds: f64,
 }
@@ -236,10 +237,19 @@ impl ProcFigures {
         let ticks = times.next()?.ok()? + times.next()?.ok()?;
         Some(Self {
             resident_bytes: field("VmRSS:")? * 1024,
+            anonymous_bytes: field("RssAnon:")? * 1024,
             threads: field("Threads:")?,
             cpu_seconds: ticks / TICKS_PER_S,
         })
     }
+}
+
+/// What the control group of this process is charged for pages of files; none outside of version 2's hierarchy.
+fn page_cache() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let stat = fs::read_to_string(format!("/sys/fs/cgroup{}/memory.stat", group.trim_end_matches('/'))).ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("file "))?.parse().ok()
 }
 
 /// Open descriptors. Newer kernels tell their number as the directory's size; elsewhere they are counted.
@@ -270,6 +280,13 @@ impl Collector for Process {
             }
         };
         gauge("process_resident_memory_bytes", "Memory in use, file pages included", figures.resident_bytes as f64)?;
+        let help = "Memory in use that no file stands behind: what cannot be given back by forgetting pages";
+        gauge("process_anonymous_memory_bytes", help, figures.anonymous_bytes as f64)?;
+        if let Some(bytes) = page_cache() {
+            let help =
+                "Pages of files in memory that the process's control group is charged for, blobs served among them";
+            gauge("process_page_cache_bytes", help, bytes as f64)?;
+        }
         gauge("process_threads", "Threads", figures.threads as f64)?;
         let cpu = ConstCounter::new(figures.cpu_seconds);
         let help = "Processor time used, user and system";
@@ -323,9 +340,9 @@ mod tests {
 
     #[test]
     fn the_process_is_read_whatever_its_name() {
-        let status = "Name:\ta) b\nVmRSS:\t    2048 kB\nThreads:\t7\n";
+        let status = "Name:\ta) b\nVmRSS:\t    2048 kB\nRssAnon:\t    1024 kB\nThreads:\t7\n";
         let stat = "12 (a) b) S 1 12 12 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 7 0 100 1 2";
-        let figures = ProcFigures { resident_bytes: 2 << 20, threads: 7, cpu_seconds: 2.0 };
+        let figures = ProcFigures { resident_bytes: 2 << 20, anonymous_bytes: 1 << 20, threads: 7, cpu_seconds: 2.0 };
         assert_eq!(ProcFigures::parse(status, stat), Some(figures));
         assert_eq!(ProcFigures::parse("", ""), None);
         ProcFigures::read().unwrap();
