@@ -21,7 +21,7 @@ const RECEIVE_MIN: u64 = 4 << 20;
 
 /// `shoal doctor`
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub(super) struct Doctor {
     /// The configuration file whose data directory is looked at
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
