@@ -15,7 +15,7 @@ use crate::{
     workers::Workers,
 };
 use bytes::Bytes;
-use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId};
+use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId, wire::Zone};
 use std::{
     io,
     net::SocketAddr,
@@ -47,6 +47,8 @@ pub struct Config {
     pub id: Option<PeerId>,
     /// Origins seed and do not download from agents.
     pub origin: bool,
+    /// The network zone it is in, told to peers.
+    pub zone: Zone,
     /// Shards, a thread each.
     pub shards: NonZeroUsize,
     /// Threads that hash and do file I/O for the shards.
@@ -652,6 +654,7 @@ mod tests {
             advertise: None,
             id: None,
             origin: true,
+            zone: Zone::NONE,
             shards: NonZeroUsize::MIN,
             workers: NonZeroUsize::new(2).unwrap(),
             driver: DriverChoice::Auto,

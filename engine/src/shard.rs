@@ -43,7 +43,7 @@ use peer_proto::{
     conn::{self, Offer},
     pieces::PieceSet,
     swarm::{self, SendOnce, Slot},
-    wire::{Channel, Farewell},
+    wire::{Channel, Farewell, Zone},
 };
 use stats::Stats;
 use std::{
@@ -108,6 +108,7 @@ impl Sink for Outbox {
 pub(crate) struct Setup {
     pub(crate) id: PeerId,
     pub(crate) origin: bool,
+    pub(crate) zone: Zone,
     pub(crate) port: Option<NonZeroU16>,
     /// This shard's number, and how many there are.
     pub(crate) index: usize,

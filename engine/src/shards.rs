@@ -72,6 +72,7 @@ impl Shards {
         let setup = Setup {
             id,
             origin: config.origin,
+            zone: config.zone,
             port: NonZeroU16::new(config.advertise.unwrap_or(addr).port()),
             index: 0,
             shards: count,
@@ -312,6 +313,7 @@ mod tests {
             advertise: None,
             id: None,
             origin: false,
+            zone: peer_proto::wire::Zone::NONE,
             shards: NonZeroUsize::MIN,
             workers: NonZeroUsize::MIN,
             driver,

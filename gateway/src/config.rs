@@ -9,7 +9,7 @@ pub use quantity::{HostPort, Rate, Size, Span};
 
 use crate::{http::tls::Files, index, origin, registry::access, retry};
 use backends::RouteConfig;
-use peer_proto::handout;
+use peer_proto::{handout, wire::Zone};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -735,6 +735,7 @@ impl Check {
             advertise: self.raw.peer.advertise,
             id: None,
             origin,
+            zone: Zone::of(&self.raw.peer.zone),
             shards: self.threads("engine.shards", raw.shards, cores / 2),
             workers: self.threads("engine.workers", raw.workers, cores / 2),
             driver: match raw.driver {

@@ -38,6 +38,11 @@ const DRAWS: usize = 4;
 const SMALL: usize = 8;
 /// Peers with whom a host needs no origin where the blob is whole at another.
 const FEW_PEERS: u16 = 2;
+/// Most hosts of a zone that are given sources outside it, for each blob. Each asks origins for what nobody it knows has, and origins send a
+/// piece into a zone once ([`crate::swarm::SendOnce`]), so that several cost little more than one, and are not held up by the slowest.
+const GATEWAYS_MAX: usize = 4;
+/// Least unfinished hosts of a zone that an origin is given to.
+const ORIGIN_LINKS_MIN: usize = 2;
 /// Most zones.
 const ZONES_MAX: usize = 1 << 12;
 /// How often the expired are looked for.
@@ -197,7 +202,8 @@ struct Group {
     zone: u16,
     members: Vec<Member>,
     seeds: usize,
-    gateway: Option<u32>,
+    /// Hosts that are also given sources outside, at most [`GATEWAYS_MAX`].
+    gateways: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -435,7 +441,7 @@ impl Handout {
         }
         let group = match state.groups.iter().position(|group| group.zone == zone) {
             Some(at) => &mut state.groups[at],
-            None => state.groups.push_mut(Group { zone, members: Vec::new(), seeds: 0, gateway: None }),
+            None => state.groups.push_mut(Group { zone, members: Vec::new(), seeds: 0, gateways: Vec::new() }),
         };
         match found {
             Ok(found) => {
@@ -468,13 +474,13 @@ impl Handout {
         let zone = self.hosts[host].zone;
         let state = &self.swarms[swarm];
         let Some(group_at) = state.groups.iter().position(|group| group.zone == zone) else { return Vec::new() };
-        let group = &state.groups[group_at];
         let size: usize = state.groups.iter().map(|group| group.members.len()).sum();
         let small = size <= SMALL;
-        let outside = self.may_look_outside(now, group, host);
-        let served = group.seeds > 0 && (newcomer || links >= FEW_PEERS);
+        let served = state.groups[group_at].seeds > 0 && (newcomer || links >= FEW_PEERS);
+        let abroad = self.origins.iter().all(|origin| origin.zone != zone);
+        let outside = abroad && self.may_look_outside(now, swarm, group_at, host);
 
-        let most = match (served, small) {
+        let most = match (served, small || outside) {
             (true, _) => 0,
             (false, true) => usize::MAX,
             (false, false) => 1,
@@ -496,21 +502,23 @@ impl Handout {
                 }
             }
         }
-        if outside {
-            self.swarms[swarm].groups[group_at].gateway = Some(host);
-        }
         named
     }
 
-    /// Whether the host is, or should become, its zone's gateway for the blob.
-    fn may_look_outside(&self, now: Instant, group: &Group, host: u32) -> bool {
+    /// Whether the host is, or now becomes, one of its zone's gateways for the blob.
+    fn may_look_outside(&mut self, now: Instant, swarm: u32, group: usize, host: u32) -> bool {
+        let group = &mut self.swarms[swarm].groups[group];
+        let silent = |host: &Host| now.since(host.seen) > 2 * self.config.interval_leeching;
+        group.gateways.retain(|gateway| !self.hosts.get(*gateway).is_none_or(silent));
         if group.seeds > 0 {
             return false;
         }
-        group.gateway.is_none_or(|gateway| {
-            let silent = |host: &Host| now.since(host.seen) > 2 * self.config.interval_leeching;
-            gateway == host || self.hosts.get(gateway).is_none_or(silent)
-        })
+        let known = group.gateways.contains(&host);
+        if !known && group.gateways.len() < GATEWAYS_MAX {
+            group.gateways.push(host);
+            return true;
+        }
+        known
     }
 
     /// Origins for a host: those of its zone, or any where it may look outside.
@@ -526,14 +534,18 @@ impl Handout {
             return Vec::new();
         }
         let guests = &self.swarms[swarm].guests;
-        let load = |source: &Source| guests.iter().filter(|guest| guest.origin == source.candidate.id).count();
+        // Each zone has its share of an origin: a blob has to get into all of them.
+        let links = self.config.origin_links.div_ceil(self.swarms[swarm].groups.len().max(1)).max(ORIGIN_LINKS_MIN);
+        let of_zone = |guest: &&Guest| self.hosts.get(guest.host).is_some_and(|host| host.zone == zone);
+        let load =
+            |source: &Source| guests.iter().filter(|guest| guest.origin == source.candidate.id).filter(of_zone).count();
         let is_guest = |source: &Source| guests.iter().any(|g| g.host == host && g.origin == source.candidate.id);
         let held = sources.iter().filter(|source| is_guest(source)).count();
         // Those it was given already are named again: it may have lost them.
         let mut free: Vec<(bool, usize, u64, Candidate)> = sources
             .iter()
             .map(|source| (!is_guest(source), load(source), self.rng.next(), source.candidate))
-            .filter(|(new, load, ..)| !new || (held < most && *load < self.config.origin_links))
+            .filter(|(new, load, ..)| !new || (held < most && *load < links))
             .collect();
         free.sort_by_key(|(new, load, chance, _)| (*new, *load, *chance));
         let chosen: Vec<Candidate> = free.into_iter().take(most.max(held)).map(|(.., candidate)| candidate).collect();
@@ -592,9 +604,7 @@ impl Swarm {
     fn dismiss(&mut self, host: u32) {
         self.guests.retain(|guest| guest.host != host);
         for group in &mut self.groups {
-            if group.gateway == Some(host) {
-                group.gateway = None;
-            }
+            group.gateways.retain(|gateway| *gateway != host);
         }
     }
 }
@@ -644,3 +654,6 @@ impl<T> core::ops::IndexMut<u32> for Slab<T> {
         self.slots[at as usize].as_mut().expect("a live number")
     }
 }
+
+#[cfg(test)]
+mod tests;

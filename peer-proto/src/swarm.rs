@@ -352,7 +352,7 @@ pub fn share(active: usize) -> u16 {
 /// Most channels that a whole blob is served on at an agent.
 pub const SEED_CHANNELS_MAX: usize = 14;
 /// The same at an origin: with more, each piece leaves it later than it could, and the swarm starts slower.
-pub const ORIGIN_CHANNELS_MAX: usize = 12;
+pub const ORIGIN_CHANNELS_MAX: usize = 16;
 
 /// Whether a node that has the whole blob should take another channel for it, having `channels`.
 pub fn admits_leecher(channels: usize, origin: bool) -> bool {
@@ -532,8 +532,8 @@ impl Swarm {
         self.config.degree.saturating_sub(u16::try_from(busy).unwrap_or(u16::MAX))
     }
 
-    /// Agents connected for this blob: what a tracker evens out.
-    pub fn agents(&self) -> usize {
+    /// Agents connected for this blob.
+    fn agents(&self) -> usize {
         self.peers.iter().filter(|peer| !peer.origin).count()
     }
 

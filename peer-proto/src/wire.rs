@@ -47,7 +47,8 @@
 //! | 29 | window: requests it takes at once, 1..=16 |
 //! | 30..32 | port where it accepts peers; 0 nowhere |
 //! | 32..34 | shard that dials; 0 from the accepting side |
-//! | 34..40 | ignored, written as zero |
+//! | 34..38 | zone, see [`Zone`]; 0 none |
+//! | 38..40 | ignored, written as zero |
 //! | 40.. | ignored, up to 256 bytes in all |
 //!
 //! OPEN:
@@ -495,12 +496,36 @@ pub struct Hello {
     pub port: Option<core::num::NonZeroU16>,
     /// The shard that dials; 0 from the accepting side.
     pub shard: u16,
+    /// The zone it is in.
+    pub zone: Zone,
+}
+
+/// A network zone on the wire: the CRC-32 of its name, which is enough to tell a few apart; 0 for none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Zone(u32);
+
+impl Zone {
+    /// No zone.
+    pub const NONE: Self = Self(0);
+
+    /// The zone of this name; none where it is empty.
+    pub fn of(name: &str) -> Self {
+        Self(crc32fast::hash(name.as_bytes()))
+    }
 }
 
 impl Hello {
     /// A node that speaks what this code speaks and takes [`WINDOW_MAX`] requests.
     pub const fn new(id: PeerId) -> Self {
-        Self { versions: (VERSION_MIN, VERSION_MAX), id, origin: false, window: WINDOW_MAX, port: None, shard: 0 }
+        Self {
+            versions: (VERSION_MIN, VERSION_MAX),
+            id,
+            origin: false,
+            window: WINDOW_MAX,
+            port: None,
+            shard: 0,
+            zone: Zone::NONE,
+        }
     }
 
     /// Appends the frame.
@@ -516,7 +541,8 @@ impl Hello {
                 out.extend([u8::from(self.origin), self.window]);
                 out.extend(self.port.map_or(0, core::num::NonZeroU16::get).to_le_bytes());
                 out.extend(self.shard.to_le_bytes());
-                out.extend([0; 6]);
+                out.extend(self.zone.0.to_le_bytes());
+                out.extend([0; 2]);
             },
         );
     }
@@ -531,13 +557,14 @@ impl Hello {
         let id = PeerId::new(fields.array()?);
         let (flags, window) = (fields.u8()?, fields.u8()?);
         let (port, shard) = (core::num::NonZeroU16::new(fields.u16()?), fields.u16()?);
+        let zone = Zone(fields.u32()?);
         if versions.0 > versions.1 {
             return Err(WireError::Field("version"));
         }
         if negotiate(versions).is_some() && !(1..=WINDOW_MAX).contains(&window) {
             return Err(WireError::Field("window"));
         }
-        Ok(Self { versions, id, origin: flags & 1 != 0, window, port, shard })
+        Ok(Self { versions, id, origin: flags & 1 != 0, window, port, shard, zone })
     }
 }
 
@@ -696,6 +723,7 @@ mod tests {
             origin: true,
             port: core::num::NonZeroU16::new(16_001),
             shard: 0x0a0b,
+            zone: Zone::of("rack-7"),
             ..Hello::new(PeerId::new([7; 20]))
         }
     }
@@ -808,7 +836,7 @@ mod tests {
         let mut longer = bytes.to_vec();
         longer.extend([0xff; 30]);
         longer[28] |= 0xf0;
-        longer[34..40].fill(1);
+        longer[38..40].fill(1);
         assert_eq!(Hello::decode(&longer), Ok(hello()));
         let with = |at: usize, value: u8| {
             let mut bytes = bytes.to_vec();

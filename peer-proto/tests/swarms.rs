@@ -10,6 +10,7 @@ use peer_proto::{
     layout::{Geometry, PieceIndex},
     ring::Ring,
     swarm::{self, Class, Effect, Event, Has, Reject, SendOnce, Slot, Swarm, Verdict},
+    wire::Zone,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -223,7 +224,7 @@ impl Net {
                     return;
                 }
                 assert!(node.have.contains(piece), "asked for what was not offered");
-                if node.origin && !node.once.allows(now, piece, node.links.len()) {
+                if node.origin && !node.once.allows(now, piece, Zone::NONE, node.links.len()) {
                     return self.post(LATENCY, Msg::Elsewhere { to: from, from: to, piece });
                 }
                 self.origin_pieces += u32::from(node.origin);

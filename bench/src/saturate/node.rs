@@ -6,7 +6,7 @@ use engine::{
     Handle,
     handle::{Class, Config, DriverChoice, Limits, Peer, Proof, Stat},
 };
-use peer_proto::{Algorithm, Layout, LayoutBuilder, PeerId};
+use peer_proto::{Algorithm, Layout, LayoutBuilder, PeerId, wire::Zone};
 use std::{
     fs,
     io::Read,
@@ -60,6 +60,7 @@ impl Node {
             advertise: None,
             id: None,
             origin,
+            zone: Zone::NONE,
             shards: self.shards,
             workers: self.workers,
             driver: self.driver,

@@ -16,6 +16,7 @@ use peer_proto::{
     layout::Geometry,
     ring::Ring,
     swarm::{self, Class, Effect, Event, Has, Reject, SendOnce, Slot, Swarm, Verdict},
+    wire::Zone,
 };
 use std::{
     cmp::Reverse,
@@ -28,6 +29,8 @@ const DIAL_TIMEOUT: u64 = 3 * SECOND;
 /// The tracker's service time for a request, and for each blob in it.
 const TRACKER_REQUEST: u64 = 20_000;
 const TRACKER_BLOB: u64 = 2_000;
+/// Peers that a download aims at.
+const DEGREE: u16 = swarm::Config::new(PeerId::new([0; 20]), 0).degree;
 /// One second in the clock's unit.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -476,7 +479,9 @@ impl World {
                 }
                 Effect::WantPeers(want) => {
                     let (have, pieces) = (swarm.have().count(), swarm.have().pieces());
-                    let peers = u16::try_from(swarm.agents()).unwrap_or(u16::MAX);
+                    // As agents do.
+                    let degree = self.plan.tuning.degree.unwrap_or(DEGREE);
+                    let peers = degree.saturating_sub(want);
                     self.announce(host, blob, State::Leeching { have, pieces, peers, want });
                 }
                 Effect::Complete => return self.complete(host, blob),
@@ -512,7 +517,6 @@ impl World {
         let Some(holding) = self.holding(host, blob) else { return };
         holding.swarm = None;
         let pull = holding.pull;
-        let peers = u16::try_from(holding.channels.len()).unwrap_or(u16::MAX);
         self.missing[pull as usize] -= 1;
         if self.missing[pull as usize] == 0 {
             self.finished(pull);
@@ -520,7 +524,7 @@ impl World {
             sample.done = Some(self.now - sample.at);
         }
         self.schedule(self.now + self.plan.latency, Kind::HaveAll { host, blob });
-        self.announce(host, blob, State::Seeding { peers });
+        self.announce(host, blob, State::Seeding { peers: 0 });
         self.share(host);
     }
 
@@ -665,12 +669,13 @@ impl World {
     fn request(&mut self, wire: Wire) {
         let geometry = self.geometry[usize::from(wire.blob)];
         let (now, origin) = (at(self.now), self.nodes[wire.from as usize].plan.origin);
+        let zone = Zone::of(&zone_name(self.nodes[wire.to as usize].plan.zone));
         let Some(holding) = self.holding(wire.from, wire.blob) else { return };
         if holding.channels.contains(&wire.to) {
             if let Some(piece) = geometry.piece(wire.piece).filter(|_| origin) {
                 let leechers = holding.channels.len();
                 let once = holding.once.get_or_insert_with(|| SendOnce::new(&geometry));
-                if !once.allows(now, piece, leechers) {
+                if !once.allows(now, piece, zone, leechers) {
                     return self.schedule(self.now + self.plan.latency, Kind::Elsewhere(wire));
                 }
             }

@@ -18,7 +18,7 @@ use crate::{
     store::{Options, Store},
 };
 use bytes::{Buf as _, Bytes};
-use peer_proto::{Algorithm, Digest, Instant, Layout, LayoutBuilder, PeerId};
+use peer_proto::{Algorithm, Digest, Instant, Layout, LayoutBuilder, PeerId, wire::Zone};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
@@ -287,6 +287,7 @@ impl World {
                 core: Core::new(Setup {
                     id: place.id,
                     origin: place.origin,
+                    zone: Zone::NONE,
                     port: NonZeroU16::new(place.addr.port()),
                     index,
                     shards,

@@ -49,7 +49,8 @@ impl Core {
 
     pub(super) fn hello(&self) -> Hello {
         let shard = u16::try_from(self.setup.index).unwrap_or(0);
-        Hello { origin: self.setup.origin, port: self.setup.port, shard, ..Hello::new(self.setup.id) }
+        let super::Setup { origin, port, zone, .. } = self.setup;
+        Hello { origin, port, shard, zone, ..Hello::new(self.setup.id) }
     }
 
     pub(super) fn dial(&mut self, digest: Digest, candidate: Candidate) -> bool {
@@ -189,6 +190,7 @@ impl Core {
         link.peer = Some(hello.id);
         link.meter = self.setup.meters.of(hello.id);
         link.origin = hello.origin;
+        link.zone = hello.zone;
         link.shard = hello.shard;
         if let Some(candidate) = link.dialled {
             self.dialling.remove(&candidate.id);

@@ -6,7 +6,7 @@ use peer_proto::{
     conn::Conn,
     pieces::PieceSet,
     swarm::{Candidate, Slot},
-    wire::Channel,
+    wire::{Channel, Zone},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,6 +26,7 @@ pub(super) struct Link {
     /// Who is at the other end, once it has said so.
     pub(super) peer: Option<PeerId>,
     pub(super) origin: bool,
+    pub(super) zone: Zone,
     /// The shard that dialled, where the other side did.
     pub(super) shard: u16,
     /// Downloads that want a channel once the other side is known.
@@ -81,6 +82,7 @@ impl Link {
             dialled,
             peer: None,
             origin: false,
+            zone: Zone::NONE,
             shard: 0,
             waiting: Vec::new(),
             lanes: BTreeMap::new(),

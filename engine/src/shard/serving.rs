@@ -61,7 +61,7 @@ impl Core {
         let shared = link.lanes.get(&channel).and_then(|lane| self.blobs.get_mut(&lane.digest));
         let Some(shared) = shared.filter(|_| self.setup.origin) else { return false };
         let once = shared.once.get_or_insert_with(|| SendOnce::new(&shared.blob.layout().geometry()));
-        !once.allows(self.now, piece, shared.lanes.len())
+        !once.allows(self.now, piece, link.zone, shared.lanes.len())
     }
 
     pub(super) fn reject(&mut self, link: &mut Link, channel: Channel, piece: PieceIndex, reason: Rejection) {

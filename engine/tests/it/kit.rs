@@ -34,6 +34,7 @@ pub(crate) fn config(dir: &TempDir, driver: DriverChoice) -> Config {
         advertise: None,
         id: None,
         origin: false,
+        zone: peer_proto::wire::Zone::NONE,
         shards: NonZeroUsize::new(2).unwrap(),
         workers: NonZeroUsize::new(2).unwrap(),
         driver,

@@ -120,6 +120,7 @@ mod tests {
                 advertise: None,
                 id: None,
                 origin,
+                zone: peer_proto::wire::Zone::NONE,
                 shards: NonZeroUsize::MIN,
                 workers: NonZeroUsize::MIN,
                 driver: DriverChoice::Auto,

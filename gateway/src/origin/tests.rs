@@ -63,6 +63,7 @@ fn engine_config(dir: &Path) -> engine::handle::Config {
         advertise: None,
         id: None,
         origin: true,
+        zone: peer_proto::wire::Zone::NONE,
         shards: NonZeroUsize::MIN,
         workers: NonZeroUsize::new(2).unwrap(),
         driver: engine::handle::DriverChoice::Auto,
