@@ -43,14 +43,44 @@ fn a_swarm_comes_close_to_the_link_rate() {
 }
 
 #[test]
+fn readers_are_served_in_order_at_little_cost() {
+    let (.., report) = run_plan(Scenario::Streaming, 60, 300, 1);
+    let (whole, (reader, first)) = (report.multiples.unwrap(), report.reader.unwrap());
+    assert!(whole.p50 < 1.10 && reader.p99 < 1.45 && first.p50 < 0.06, "seed 1: {whole:?}, {reader:?}, {first:?}");
+}
+
+#[test]
+fn a_blob_crosses_into_a_zone_about_once() {
+    let (.., report) = run_plan(Scenario::Zones, 60, 300, 1);
+    let whole = report.multiples.unwrap();
+    assert!(report.zone_copies_max < 1.2 && whole.p99 < 1.35, "seed 1: {} copies, {whole:?}", report.zone_copies_max);
+}
+
+#[test]
+fn what_is_whole_elsewhere_is_not_fetched_from_origins() {
+    for (scenario, blob_mb) in [(Scenario::PeakHour, 150), (Scenario::RollingUpdate, 150)] {
+        let (.., report) = run_plan(scenario, 80, blob_mb, 1);
+        let (name, copies) = (scenario.name(), report.origin_copies_max);
+        assert!(copies < 3.0 && report.last_s < 45.0, "{name}, seed 1: {copies} copies, {} s", report.last_s);
+    }
+}
+
+#[test]
 fn outputs_hold_every_sample() {
     let (plan, outcome, report) = run_plan(Scenario::Streaming, 20, 60, 3);
     assert_eq!(super::report::csv(&outcome).lines().count(), 1 + plan.pulls.len());
     let json = report.json();
-    for field in ["\"multiples\":{\"p50\":", "\"reader\":{\"p50\":", "\"unfinished\":0", "\"wrong_pieces_accepted\":0"]
-    {
-        assert!(json.contains(field), "{json}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["scenario"], &json["seed"], &json["hosts"]), (&"streaming".into(), &3.into(), &20.into()));
+    for spread in ["multiples", "reader"] {
+        for figure in ["p50", "p99", "p999", "max"] {
+            assert!(json[spread][figure].as_f64().is_some_and(|value| value >= 1.0), "{spread}.{figure} in {json}");
+        }
     }
+    for figure in ["ideal_s", "origin_copies", "tracker_requests"] {
+        assert!(json[figure].as_f64().is_some_and(|value| value > 0.0), "{figure} in {json}");
+    }
+    assert_eq!((&json["unfinished"], &json["wrong_pieces_accepted"]), (&0.into(), &0.into()));
     assert!(super::report::svg(&report, &outcome).ends_with("</svg>\n"));
 }
 
