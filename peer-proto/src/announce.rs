@@ -1,7 +1,8 @@
 //! What a node tells its trackers, and when.
 //!
 //! One request carries every blob whose state the tracker does not know yet or which wants peers; the rest is refreshed by the
-//! mere arrival of the request. A new download is announced at once (after [`GATHER`], so that the layers of an image go together),
+//! mere arrival of the request. A new download is announced at once (within [`GATHER`] of the last request, so that the layers of an
+//! image go together),
 //! its end within [`SOON`], all else at the interval that the tracker tells. A tracker that does not know the node, for it
 //! has restarted, answers `resend`, and the next request carries everything: so it is rebuilt by the next announces.
 //!
@@ -26,7 +27,7 @@ use alloc::{
 };
 use core::{net::SocketAddr, time::Duration};
 
-/// Wait before a new download is announced, for others that come with it.
+/// Shortest time from a request to one with new downloads: the first goes at once, those that come with it go together.
 pub const GATHER: Duration = Duration::from_millis(5);
 /// Wait before a finished or dropped download is announced.
 pub const SOON: Duration = Duration::from_secs(1);
@@ -172,6 +173,8 @@ struct Tracker {
     /// Blobs that are announced to it.
     blobs: usize,
     next: Instant,
+    /// When the last request left.
+    sent: Option<Instant>,
     /// News that do not wait for `next`.
     urgent: Option<Instant>,
 }
@@ -203,6 +206,7 @@ impl Announcer {
             failures: 0,
             blobs: 0,
             next: Instant::ZERO,
+            sent: None,
             urgent: None,
         };
         Self {
@@ -297,6 +301,7 @@ impl Announcer {
         let spread = if wait == SOON { self.rng.below(nanos(SOON) / 2) } else { 0 };
         let (at, id) = (now + (wait - Duration::from_nanos(spread)), entry.tracker);
         if let Some(tracker) = self.tracker(id) {
+            let at = if wait == GATHER { tracker.sent.map_or(now, |sent| now.max(sent + GATHER)) } else { at };
             tracker.urgent = Some(tracker.urgent.map_or(at, |other| other.min(at)));
         }
     }
@@ -311,6 +316,7 @@ impl Announcer {
             }
             let full = core::mem::take(&mut tracker.full);
             tracker.asked = true;
+            tracker.sent = Some(now);
             tracker.urgent = None;
             let mut blobs = Vec::new();
             for (digest, entry) in self.blobs.iter_mut().filter(|(_, entry)| entry.tracker == id) {
