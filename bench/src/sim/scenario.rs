@@ -12,8 +12,10 @@ pub(crate) enum Scenario {
     /// Kraken's published run: 2,600 hosts, 2 blobs of 1.5 GB, 300 MB/s, 5 origins.
     KrakenPaper,
     /// 8,000 hosts, one blob of 1.5 GB.
+    #[value(name = "cold-8000")]
     Cold8000,
     /// 15,000 hosts, one blob of 1.5 GB.
+    #[value(name = "cold-15000")]
     Cold15000,
     /// 100 GB to 10,000 hosts.
     HugeBlob,

@@ -95,3 +95,11 @@ fn sizes_and_rates_have_units() {
     }
     assert!(super::rate("5MB").is_err());
 }
+
+#[test]
+fn scenarios_have_the_same_name_everywhere() {
+    for scenario in Scenario::value_variants() {
+        let on_the_command_line = scenario.to_possible_value().unwrap();
+        assert_eq!(on_the_command_line.get_name(), scenario.name());
+    }
+}
