@@ -69,7 +69,7 @@ impl Process {
         let mut dead = false;
         let answered = wait_for(url, READY, || {
             dead = !self.running();
-            dead || run("curl", &["-sf", "-o", "/dev/null", url]).is_ok()
+            dead || run("curl", &["-sfk", "-o", "/dev/null", url]).is_ok()
         });
         ensure!(!dead, "shoal ended at its start:\n{}", self.said());
         answered.with_context(|| self.said())
@@ -161,9 +161,24 @@ pub(crate) struct Cluster {
     pub(crate) proxy: Member,
 }
 
+/// What some roles have in their configurations besides.
+pub(crate) struct More<'a> {
+    pub(crate) roles: &'a [&'a str],
+    pub(crate) text: &'a str,
+    /// What their listeners speak with it.
+    pub(crate) scheme: &'static str,
+}
+
+impl More<'_> {
+    fn of(&self, role: &str) -> &str {
+        if self.roles.contains(&role) { self.text } else { "" }
+    }
+}
+
 /// One process of a [`Cluster`].
 pub(crate) struct Member {
     role: &'static str,
+    scheme: &'static str,
     name: String,
     /// `host:port` of the listener that answers health checks: the registry of proxies and agents, the API of the others.
     pub(crate) addr: String,
@@ -176,11 +191,11 @@ pub(crate) struct Member {
 impl Cluster {
     /// Two origins, a tracker, an index, a proxy and `agents` agents.
     pub(crate) fn start(dir: &Path, agents: usize) -> Result<Self> {
-        Self::start_with(dir, agents, "")
+        Self::start_with(dir, agents, &More { roles: &[], text: "", scheme: "http" })
     }
 
-    /// The same, with `more` in the configurations of proxy and index.
-    pub(crate) fn start_with(dir: &Path, agents: usize, more: &str) -> Result<Self> {
+    /// The same, with more in some roles' configurations.
+    pub(crate) fn start_with(dir: &Path, agents: usize, more: &More<'_>) -> Result<Self> {
         let local = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", free_port()?));
         let origins = [local()?, local()?];
         let (tracker, index, proxy) = (local()?, local()?, local()?);
@@ -191,6 +206,7 @@ impl Cluster {
         let backends = format!("[[backends]]\nstore = {{ kind = \"fs\", root = {root:?} }}\n");
         let member = |role, name: &str, addr: &str, api: &str| Member {
             role,
+            scheme: if more.roles.contains(&role) { more.scheme } else { "http" },
             name: name.to_owned(),
             addr: addr.to_owned(),
             api: api.to_owned(),
@@ -215,16 +231,20 @@ impl Cluster {
             this.origins.push(member("origin", &name, addr, addr));
         }
         let data = dir.join("index").display().to_string();
-        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{more}{backends}");
+        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{}{backends}", more.of("index"));
         std::fs::write(dir.join("index.toml"), text)?;
         std::fs::write(dir.join("tracker.toml"), format!("[listen]\napi = {tracker:?}\n{cluster}"))?;
-        std::fs::write(dir.join("proxy.toml"), format!("[listen]\nregistry = {proxy:?}\n{cluster}{more}"))?;
+        std::fs::write(
+            dir.join("proxy.toml"),
+            format!("[listen]\nregistry = {proxy:?}\n{cluster}{}", more.of("proxy")),
+        )?;
         for k in 0..agents {
             let name = format!("agent{k}");
             let (registry, api, peer) = (local()?, local()?, local()?);
             let data = dir.join(&name).display().to_string();
             let text = format!(
-                "data_dir = {data:?}\n[listen]\nregistry = {registry:?}\napi = {api:?}\n[peer]\nlisten = {peer:?}\n{cluster}"
+                "data_dir = {data:?}\n[listen]\nregistry = {registry:?}\napi = {api:?}\n[peer]\nlisten = {peer:?}\n{cluster}{}",
+                more.of("agent")
             );
             std::fs::write(dir.join(format!("{name}.toml")), text)?;
             this.agents.push(member("agent", &name, &registry, &api));
@@ -261,7 +281,7 @@ impl Member {
 
     /// Until it says it is ready.
     pub(crate) fn ready(&mut self) -> Result<()> {
-        let url = format!("http://{}/readiness", self.addr);
+        let url = format!("{}://{}/readiness", self.scheme, self.addr);
         self.process.as_mut().context("not started")?.ready(&url)
     }
 

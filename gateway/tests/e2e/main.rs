@@ -4,6 +4,7 @@
 //! suite; `ci/test` installs them and runs all of this with the release build. Each test starts Shoal on free ports below a
 //! folder of its own.
 
+mod access;
 mod clients;
 mod cluster;
 mod conformance;
