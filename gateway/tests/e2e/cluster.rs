@@ -1,10 +1,12 @@
 //! Shoal itself, started as a user starts it.
 
-use crate::tools::{run, terminate, wait_for};
+use crate::{
+    ports,
+    tools::{run, terminate, wait_for},
+};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -85,6 +87,9 @@ impl Drop for Process {
     }
 }
 
+/// The ports of `shoal dev` with three agents, from its base.
+const DEV_PORTS: [u16; 16] = [0, 1, 2, 3, 4, 11, 12, 1000, 1001, 1002, 2000, 2001, 2002, 3000, 3001, 3002];
+
 /// `shoal dev` on ports of its own.
 pub(crate) struct Dev {
     pub(crate) process: Process,
@@ -93,7 +98,7 @@ pub(crate) struct Dev {
 
 impl Dev {
     pub(crate) fn start(dir: &Path) -> Result<Self> {
-        Self::at(dir, free_base()?)
+        Self::at(dir, ports::free(&DEV_PORTS)?)
     }
 
     /// On the ports from `base`: as after a restart.
@@ -135,20 +140,6 @@ pub(crate) fn metric(host: &str, name: &str) -> Result<f64> {
     let values: Vec<f64> = values.collect();
     ensure!(!values.is_empty(), "no metric {name} at {host}:\n{page}");
     Ok(values.iter().sum())
-}
-
-/// A base port whose fixed neighbours are all free now.
-pub(crate) fn free_base() -> Result<u16> {
-    let offsets = [0, 1, 2, 3, 4, 11, 12, 1000, 1001, 1002, 2000, 2001, 2002, 3000, 3001, 3002];
-    (20_000 + u16::try_from(std::process::id() % 97)? * 100..60_000)
-        .step_by(20)
-        .find(|base| offsets.iter().all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok()))
-        .context("no free ports")
-}
-
-/// A port nobody listens on now.
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Every role a process of its own, configured by files, as on a real cluster.
@@ -196,7 +187,7 @@ impl Cluster {
 
     /// The same, with more in some roles' configurations.
     pub(crate) fn start_with(dir: &Path, agents: usize, more: &More<'_>) -> Result<Self> {
-        let local = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", free_port()?));
+        let local = || Ok::<_, anyhow::Error>(format!("127.0.0.1:{}", ports::free(&[0])?));
         let origins = [local()?, local()?];
         let (tracker, index, proxy) = (local()?, local()?, local()?);
         let root = dir.join("backend").display().to_string();

@@ -10,4 +10,5 @@ mod cluster;
 mod conformance;
 mod faults;
 mod image;
+mod ports;
 mod tools;
