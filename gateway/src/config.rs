@@ -7,7 +7,7 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
-use crate::{http::tls::Files, index, origin, registry::access, retry};
+use crate::{http::tls::Files, index, origin, registry::access, retry, upstream};
 use backends::RouteConfig;
 use peer_proto::{handout, wire::Zone};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,11 @@ pub struct Raw {
     pub index: Index,
     /// How an origin's background work is tried again.
     pub retry: retry::Config,
+    /// Which registries proxies and agents answer for.
+    pub mirror: upstream::Mirror,
+    /// Registries that are mirrored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<upstream::Config>,
     /// Where origins keep blobs and indexes keep tags: the first entry whose namespace matches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<RouteConfig>,
@@ -117,6 +122,8 @@ impl Default for Raw {
             origin: origin::Config::default(),
             index: Index::default(),
             retry: retry::Config::default(),
+            mirror: upstream::Mirror::default(),
+            upstreams: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -564,6 +571,10 @@ pub struct Common {
     pub access: Option<access::Config>,
     /// Whom it trusts when it calls others over TLS, where it does.
     pub ca: Option<PathBuf>,
+    /// Registries that are mirrored.
+    pub upstreams: Vec<upstream::Config>,
+    /// How they are asked for.
+    pub mirror: upstream::Mirror,
 }
 
 /// A checked agent.
@@ -672,6 +683,8 @@ pub struct IndexRole {
 
 /// Most services of one kind.
 const HOSTS_MAX: usize = 1024;
+/// Most registries that are mirrored.
+const UPSTREAMS_MAX: usize = 256;
 /// Most threads of one kind.
 const THREADS_MAX: usize = 256;
 /// Stands where a problem was noted, or the role has a default.
@@ -711,12 +724,39 @@ impl Check {
         if let Err(error) = self.raw.log.filter.parse::<tracing_subscriber::EnvFilter>() {
             self.problem("log.filter", error.to_string());
         }
+        self.upstreams();
         Common {
             data_dir: self.raw.data_dir.clone(),
             drain: self.raw.drain.get(),
             tls: self.raw.tls.clone(),
             access: self.raw.access.clone(),
             ca: self.raw.cluster.ca.clone(),
+            upstreams: self.raw.upstreams.clone(),
+            mirror: self.raw.mirror.clone(),
+        }
+    }
+
+    fn upstreams(&mut self) {
+        let (upstreams, mirror) = (self.raw.upstreams.clone(), self.raw.mirror.clone());
+        if upstreams.len() > UPSTREAMS_MAX {
+            self.problem("upstreams", format!("at most {UPSTREAMS_MAX}, not {}", upstreams.len()));
+        }
+        let (mut names, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
+        names.extend(mirror.own_names);
+        for upstream in &upstreams {
+            for (key, message) in upstream.problems() {
+                self.problem(key, message);
+            }
+            if !names.insert(upstream.name.clone()) {
+                self.problem("upstreams.name", format!("{} is there twice, or one of mirror.own_names", upstream.name));
+            }
+            if !prefixes.insert(upstream.prefix()) {
+                self.problem("upstreams.prefix", format!("{} is there twice: give one another", upstream.prefix()));
+            }
+        }
+        if let Some(name) = mirror.default_upstream.filter(|name| !upstreams.iter().any(|one| one.name == *name)) {
+            let why = format!("{name} is no name of an [[upstreams]] entry: add one, or leave this out");
+            self.problem("mirror.default_upstream", why);
         }
     }
 

@@ -30,6 +30,7 @@ mod content;
 mod dependencies;
 mod guard;
 mod listing;
+mod mirror;
 mod name;
 mod reads;
 mod store;
@@ -43,7 +44,8 @@ use crate::{
     client::Origins,
     config::{HostPort, Span},
     http::{self, Request, Response},
-    registry::Tag,
+    registry::{Page, Tag, paging},
+    upstream::Upstreams,
 };
 use backends::{Naming, RouteConfig, Router};
 use collect::Collector;
@@ -51,6 +53,7 @@ use content::{Revision, State};
 use guard::Guard;
 use hyper::{Method, StatusCode, Uri};
 use listing::Window;
+use mirror::Mirror;
 use peer_proto::{Digest, Namespace};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -112,6 +115,8 @@ pub struct Service {
     dependencies: Option<Arc<dyn Dependencies>>,
     /// Where content that nothing reaches is deleted, what does that.
     collector: Option<Collector>,
+    /// What other registries have.
+    mirror: Mirror,
     origins: Vec<HostPort>,
     /// Which origin is named next.
     turn: AtomicUsize,
@@ -123,17 +128,20 @@ impl Service {
     pub fn new(
         router: Router,
         config: &Config,
+        upstreams: Upstreams,
         origins: Vec<HostPort>,
         dependencies: Option<Arc<dyn Dependencies>>,
     ) -> Arc<Self> {
         let store = Arc::new(Store::new(router, config.catalog_age.get()));
-        Arc::new(Self { store, dependencies, collector: None, origins, turn: AtomicUsize::new(0) })
+        let mirror = Mirror::new(store.clone(), upstreams);
+        Arc::new(Self { store, dependencies, collector: None, mirror, origins, turn: AtomicUsize::new(0) })
     }
 
     /// The same, which deletes from these origins what nothing reaches. It must have dependencies checked.
     pub fn collecting(
         router: Router,
         config: &Config,
+        upstreams: Upstreams,
         origins: Vec<HostPort>,
         from: Origins,
         collect: Collect,
@@ -142,11 +150,20 @@ impl Service {
         let store = Arc::new(Store::new(router, config.catalog_age.get()));
         let collector = guard.map(|guard| Collector::new(store.clone(), guard, from.clone(), collect));
         let dependencies: Arc<dyn Dependencies> = Arc::new(OfOrigins::new(from, config.sparse_indexes));
-        Arc::new(Self { store, dependencies: Some(dependencies), collector, origins, turn: AtomicUsize::new(0) })
+        let mirror = Mirror::new(store.clone(), upstreams);
+        Arc::new(Self {
+            store,
+            dependencies: Some(dependencies),
+            collector,
+            mirror,
+            origins,
+            turn: AtomicUsize::new(0),
+        })
     }
 
     /// Adds its figures.
     pub fn register(&self, registry: &mut Registry) {
+        self.mirror.register(registry);
         if let Some(collector) = &self.collector {
             collector.register(registry);
         }
@@ -185,12 +202,18 @@ impl Service {
             }
             ["repositories", repo, "tags"] if read => {
                 let (repo, window) = (repository(repo)?, Window::parse(uri)?);
-                let listing = self.store.tags(&repo, &window).await?;
+                let listing = match self.mirror.named(&repo) {
+                    Some(upstream) => self.mirror.tags(&upstream, &page(&window)).await?,
+                    None => self.store.tags(&repo, &window).await?,
+                };
                 Ok(listing::answer(uri, &window, listing))
             }
             ["repositories", repo, "referrers", subject] if read => {
                 let (repo, subject, window) = (repository(repo)?, digested(subject)?, Window::parse(uri)?);
-                let listing = self.store.referrers(&repo, &subject, &window).await?;
+                let listing = match self.mirror.named(&repo) {
+                    Some(upstream) => self.mirror.referrers(&upstream, &subject, &page(&window)).await?,
+                    None => self.store.referrers(&repo, &subject, &window).await?,
+                };
                 Ok(listing::answer(uri, &window, listing))
             }
             ["repositories", repo, "referrers", subject, digest] if method == Method::PUT => {
@@ -237,7 +260,14 @@ impl Service {
     }
 
     async fn get(&self, tag: &TagName) -> Result<Response, http::Error> {
-        Ok(http::text(StatusCode::OK, self.store.get(tag).await?.to_string()))
+        let digest = match self.mirror.named(tag.repository()) {
+            Some(upstream) => self.mirror.resolve(upstream, tag).await?,
+            None => match (self.store.get(tag).await, self.mirror.fallback(tag.repository())) {
+                (Err(store::Error::NotFound), Some(upstream)) => self.mirror.resolve(upstream, tag).await?,
+                (digest, _) => digest?,
+            },
+        };
+        Ok(http::text(StatusCode::OK, digest.to_string()))
     }
 
     async fn put(&self, tag: &TagName, digest: &Digest) -> Result<Response, http::Error> {
@@ -266,6 +296,7 @@ impl Service {
         digest: &Digest,
         put: impl Future<Output = Result<(), http::Error>>,
     ) -> Result<Response, http::Error> {
+        self.refuse_mirrored(repo)?;
         let Some(collector) = &self.collector else { return put.await.map(|()| done()) };
         let pin = collector.guard.pin(repo, digest).await?;
         let put = async {
@@ -287,8 +318,16 @@ impl Service {
         outcome.map(|()| done())
     }
 
+    fn refuse_mirrored(&self, repo: &Namespace) -> Result<(), http::Error> {
+        match self.mirror.named(repo) {
+            Some(_) => Err(http::Error::new(StatusCode::FORBIDDEN, format!("{repo} is another registry's"))),
+            None => Ok(()),
+        }
+    }
+
     /// Notes that content is a repository's.
     async fn keep(&self, repo: &Namespace, digest: &Digest) -> Result<Response, http::Error> {
+        self.refuse_mirrored(repo)?;
         self.store.keep(repo, digest).await?;
         if let Some(collector) = &self.collector {
             if collector.guard.is_claimed(digest).await? {
@@ -311,8 +350,18 @@ impl Service {
         renew: bool,
         recorded: bool,
     ) -> Result<Response, http::Error> {
+        if let Some(upstream) = self.mirror.named(repo) {
+            if recorded {
+                self.mirror.admits(&upstream, digest).await?;
+            }
+            return Ok(done());
+        }
         let Some(record) = self.store.record(repo, digest).await? else {
-            return if recorded { Err(http::Error::not_found("no record")) } else { Ok(done()) };
+            return match self.mirror.fallback(repo) {
+                _ if !recorded => Ok(done()),
+                Some(upstream) => self.mirror.admits(&upstream, digest).await.map(|()| done()).map_err(Into::into),
+                None => Err(http::Error::not_found("no record")),
+            };
         };
         if record.state == State::Deleted {
             return Err(http::Error::not_found("deleted"));
@@ -373,6 +422,11 @@ pub fn class(path: &str) -> &'static str {
 
 fn done() -> Response {
     http::status(StatusCode::OK)
+}
+
+/// The part of an upstream's list that is asked for.
+fn page(window: &Window) -> Page {
+    Page { n: window.limit.unwrap_or(paging::PAGE_MAX), last: window.after.clone() }
 }
 
 fn not_here(method: &Method) -> http::Error {

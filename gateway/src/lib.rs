@@ -16,3 +16,4 @@ pub mod proxy;
 pub mod registry;
 pub mod retry;
 pub mod tracker;
+pub mod upstream;

@@ -9,6 +9,7 @@ use crate::{
     config::{self, HostPort, Raw, Role},
     http::{self, Client, Service},
     index, origin, proxy, registry, retry, tracker,
+    upstream::{Names, Upstreams},
 };
 use anyhow::Context as _;
 use backends::{Naming, Router};
@@ -182,7 +183,9 @@ impl Node {
         let index = client::Index::new(config.indexes, self.http.clone());
         let downloads = agent::Downloads::new(engine.clone(), trackers.clone(), config.download);
         let content = agent::registry::Store::new(downloads.clone(), self.tags(&index));
-        let images = registry::Service::guarded(content, registry::Rules::default(), self.access.clone());
+        let names = Names::new(&config.common.upstreams, &config.common.mirror);
+        let rules = registry::Rules { names, ..registry::Rules::default() };
+        let images = registry::Service::guarded(content, rules, self.access.clone());
         let figures = agent::announcer::Figures::default();
 
         let mut metrics = Metrics::new(Role::Agent);
@@ -211,14 +214,23 @@ impl Node {
             retry::Queue::open(&config.common.data_dir.join("retry.db"), config.retry).context("retry queue")?;
         self.queues.push(queue.clone());
         let backends = open_backends(&config.backends, Naming::ShardedDockerBlob).await?;
+        let upstreams = upstreams(&config.common).await?;
         let place = origin::Place {
             this: config.this,
             origins: config.origins,
             replicas: config.replicas.get(),
             zone: config.zone,
         };
-        let service =
-            origin::Service::start(config.origin, place, engine.clone(), backends, queue.clone(), &self.http).await?;
+        let service = origin::Service::start(
+            config.origin,
+            place,
+            engine.clone(),
+            backends,
+            upstreams,
+            queue.clone(),
+            &self.http,
+        )
+        .await?;
 
         let mut metrics = Metrics::new(Role::Origin);
         metrics.engine(engine.clone());
@@ -259,7 +271,8 @@ impl Node {
         let origins = client::Origins::of(cluster.clone(), ORIGINS_PATIENCE);
         let index = client::Index::new(config.indexes, self.http.clone());
         let store = proxy::Store::new(origins.clone(), self.tags(&index), PROXY_REFRESH_WAIT);
-        let rules = registry::Rules { sparse: config.sparse_indexes };
+        let names = Names::new(&config.common.upstreams, &config.common.mirror);
+        let rules = registry::Rules { sparse: config.sparse_indexes, names };
         let images = registry::Service::guarded(store, rules, self.access.clone());
         let mut metrics = Metrics::new(Role::Proxy);
         images.register(metrics.registry());
@@ -280,14 +293,17 @@ impl Node {
         };
         let cluster = self.origins(&config.origins, config.replicas.get(), CALLING)?;
         let origins = client::Origins::of(cluster, ORIGINS_PATIENCE);
+        let upstreams = upstreams(&config.common).await?;
         let service = match config.index.collect.clone() {
-            Some(collect) => index::Service::collecting(router, &config.index, config.origins, origins, collect),
+            Some(collect) => {
+                index::Service::collecting(router, &config.index, upstreams, config.origins, origins, collect)
+            }
             None => {
                 let dependencies: Option<Arc<dyn index::Dependencies>> = match config.index.check_dependencies {
                     true => Some(Arc::new(index::OfOrigins::new(origins, config.index.sparse_indexes))),
                     false => None,
                 };
-                index::Service::new(router, &config.index, config.origins, dependencies)
+                index::Service::new(router, &config.index, upstreams, config.origins, dependencies)
             }
         };
         let ready = Check::new("index", {
@@ -314,6 +330,12 @@ async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
 async fn open_backends(routes: &[backends::RouteConfig], naming: Naming) -> anyhow::Result<Router> {
     let routes = routes.to_vec();
     tokio::task::spawn_blocking(move || Router::open(&routes, naming)).await?.context("backends")
+}
+
+async fn upstreams(common: &config::Common) -> anyhow::Result<Upstreams> {
+    let (configs, fallback) = (common.upstreams.clone(), common.mirror.default_upstream.clone());
+    let opened = tokio::task::spawn_blocking(move || Upstreams::open(&configs, fallback.as_deref()));
+    opened.await?.context("upstreams")
 }
 
 /// The address that others reach us at: that of the route to one of them, or of the route outside.

@@ -28,6 +28,7 @@ use crate::{
     config::{HostPort, Rate, Size, Span},
     http::{self, Client, Request, Response},
     retry::{self, Queue},
+    upstream::Upstreams,
 };
 use backends::Router;
 use discard::Marks;
@@ -171,6 +172,7 @@ struct Shared {
     config: Config,
     engine: engine::Handle,
     backends: Router,
+    upstreams: Upstreams,
     cluster: Arc<Cluster>,
     me: Member,
     zone: String,
@@ -198,6 +200,7 @@ impl Service {
         place: Place,
         engine: engine::Handle,
         backends: Router,
+        upstreams: Upstreams,
         queue: Queue,
         http: &Client,
     ) -> Result<Arc<Self>, Error> {
@@ -207,6 +210,7 @@ impl Service {
             holds: Holds::new(engine.clone(), queue.clone()),
             engine,
             backends,
+            upstreams,
             cluster: Arc::new(cluster),
             me,
             zone: place.zone,
@@ -250,6 +254,7 @@ impl Service {
     /// Adds its figures.
     pub fn register(&self, registry: &mut Registry) {
         self.shared.figures.register(registry);
+        self.shared.upstreams.register(registry);
     }
 
     /// Whether the engine's threads turn.

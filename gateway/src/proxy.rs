@@ -4,6 +4,8 @@
 mod concurrent;
 #[cfg(test)]
 mod deletes;
+#[cfg(test)]
+mod mirror;
 pub mod preheat;
 pub mod store;
 

@@ -29,6 +29,7 @@ pub struct Client {
 enum Inner {
     Plain(legacy::Client<HttpConnector, Body>),
     Secure(legacy::Client<HttpsConnector<HttpConnector>, Body>),
+    Outside(legacy::Client<HttpsConnector<HttpConnector>, Body>),
 }
 
 /// Why there is no answer.
@@ -84,6 +85,14 @@ impl Client {
         Self { inner: Inner::Secure(builder().build(connector.wrap_connector(tcp))) }
     }
 
+    /// A client that speaks TLS with those whose address says so.
+    pub fn outside(config: ClientConfig) -> Self {
+        let mut tcp = connector();
+        tcp.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
+        Self { inner: Inner::Outside(builder().build(connector.wrap_connector(tcp))) }
+    }
+
     /// Sends a request and waits for the head of its answer, at most `timeout`.
     pub async fn send(
         &self,
@@ -93,6 +102,7 @@ impl Client {
         let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
         let answer = match &self.inner {
             Inner::Plain(client) => client.request(request),
+            Inner::Outside(client) => client.request(request),
             Inner::Secure(client) => {
                 let mut uri = std::mem::take(request.uri_mut()).into_parts();
                 uri.scheme = Some(Scheme::HTTPS);

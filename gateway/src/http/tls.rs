@@ -159,6 +159,25 @@ pub fn trusting(path: &Path) -> Result<ClientConfig, Error> {
     Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// What a client needs to trust whom the system trusts, and the authorities of a PEM file. Blocks.
+pub fn trusting_system(also: Option<&Path>) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::warn!(%error, "read the system's certificates");
+    }
+    // The system may hold some that are not of the form that is asked for today: the others serve.
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = also {
+        let pem = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        for authority in certificates(path, &pem)? {
+            roots.add(authority)?;
+        }
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ impl Node {
     async fn over(store: Arc<dyn Backend>, dependencies: Option<Arc<dyn Dependencies>>) -> Self {
         let router = Router::new(vec![Route::new(".*", Naming::DockerTag, true, store).unwrap()]);
         let origins = ["o1:15002", "o2:15002"].map(|origin| origin.parse().unwrap()).to_vec();
-        let service = Service::new(router, &Config::default(), origins, dependencies);
+        let service = Service::new(router, &Config::default(), Upstreams::default(), origins, dependencies);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = HostPort::from(listener.local_addr().unwrap());
         let (stop, stopped) = watch::channel(false);

@@ -3,20 +3,31 @@
 //! Whoever asks for the same blob meanwhile shares the work. The bytes are hashed on their way in and appear under their name only
 //! if they are the digest.
 
-use super::{Shared, figures, refusal, replicas::HOLDS_TIMEOUT, write_back::name_in_backend};
+use super::{
+    Shared,
+    blobs::bytes_of,
+    figures, refusal,
+    replicas::HOLDS_TIMEOUT,
+    write_back::{HELD, name_in_backend},
+};
 use crate::{
     client::{cluster::Member, origin::Reach},
     http,
-    registry::range::Spec,
+    registry::{
+        manifest::{self, Manifest},
+        range::Spec,
+    },
+    upstream,
 };
 use backends::Backend;
 use bytes::Bytes;
 use engine::handle::{Stat, Upload};
 use futures_util::{
-    StreamExt,
+    StreamExt, TryStreamExt,
     stream::{BoxStream, FuturesUnordered},
 };
 use http_body_util::BodyExt;
+use hyper::StatusCode;
 use peer_proto::{Digest, Layout, Namespace};
 use std::{sync::Arc, time::Duration};
 
@@ -40,6 +51,7 @@ pub(super) struct Found {
 enum Source {
     Origin(Member),
     Backend(Arc<dyn Backend>),
+    Upstream(upstream::Repository, upstream::Kind),
 }
 
 /// A fetch under way, or its result.
@@ -78,16 +90,23 @@ impl Shared {
     }
 
     async fn locate_backend(&self, namespace: &Namespace, digest: &Digest) -> Result<Found, http::Error> {
-        let Some(route) = self.backends.find(namespace.as_str()) else {
-            return Err(http::Error::not_found("no origin has the blob and no backend keeps its namespace"));
+        let upstream = self.upstreams.any(namespace);
+        let kept = match self.backends.find(namespace.as_str()) {
+            None => Err(http::Error::not_found("no origin has the blob and no backend keeps its namespace")),
+            Some(route) => match route.store().stat(&name_in_backend(digest)).await {
+                Ok(size) => Ok(Found { size, source: Source::Backend(route.store().clone()) }),
+                Err(error) if error.is_not_found() => Err(http::Error::not_found("blob not found")),
+                Err(error) => {
+                    tracing::warn!(?digest, %namespace, %error, "ask the backend for a blob");
+                    Err(http::Error::internal(format!("backend: {error}")))
+                }
+            },
         };
-        match route.store().stat(&name_in_backend(digest)).await {
-            Ok(size) => Ok(Found { size, source: Source::Backend(route.store().clone()) }),
-            Err(error) if error.is_not_found() => Err(http::Error::not_found("blob not found")),
-            Err(error) => {
-                tracing::warn!(?digest, %namespace, %error, "ask the backend for a blob");
-                Err(http::Error::internal(format!("backend: {error}")))
+        match (kept, upstream) {
+            (Err(error), Some(upstream)) if error.status == StatusCode::NOT_FOUND => {
+                locate_upstream(upstream, digest).await
             }
+            (kept, _) => kept,
         }
     }
 
@@ -117,8 +136,11 @@ impl Shared {
             let _place = place;
             shared.refuse_marked(&digest)?;
             let fetched = shared.fetch(&namespace, &digest, found.clone()).await;
-            if fetched.is_ok() && matches!(found.source, Source::Backend(_)) {
+            if fetched.is_ok() && matches!(found.source, Source::Backend(_) | Source::Upstream(..)) {
                 shared.share(digest);
+            }
+            if let (Ok(layout), Source::Upstream(..)) = (&fetched, &found.source) {
+                shared.keep_manifest(&namespace, layout).await;
             }
             fetched
         }))
@@ -140,6 +162,27 @@ impl Shared {
         }
     }
 
+    /// Has a manifest from an upstream taken to the backend, so that it outlives the upstream. Its kind does not tell: registries
+    /// may give manifests as blobs, too.
+    async fn keep_manifest(&self, namespace: &Namespace, layout: &Layout) {
+        let (digest, length) = (layout.digest(), layout.length());
+        if length > manifest::LEN_MAX as u64 {
+            return;
+        }
+        let read = async {
+            let reader = self.engine.read(digest, 0..length).await?;
+            bytes_of(reader).try_fold(Vec::new(), async |bytes, part| Ok([&bytes[..], &part].concat())).await
+        };
+        match read.await {
+            Ok(bytes) if Manifest::parse(&bytes).is_ok() => {
+                // `hold` says what went wrong; then it is fetched again when it is asked for.
+                drop(self.hold(digest, &self.write_back_hold(namespace, HELD, Duration::ZERO)).await);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(?digest, %error, "look at what came from an upstream"),
+        }
+    }
+
     /// Fetches an acknowledged blob that was lost here.
     pub(super) async fn fetch_from_origins(&self, namespace: &Namespace, digest: &Digest) -> Fetched {
         let found = self.locate_origin(namespace, digest).await;
@@ -151,6 +194,7 @@ impl Shared {
         let label = match found.source {
             Source::Origin(_) => "origin",
             Source::Backend(_) => "backend",
+            Source::Upstream(..) => "upstream",
         };
         let fetched = self.fetch_blob(namespace, digest, &found).await;
         match &fetched {
@@ -242,6 +286,14 @@ impl Shared {
                 }
                 object.bytes.map(|part| part.map_err(|error| format!("backend: {error}"))).boxed()
             }
+            Source::Upstream(repository, kind) => {
+                let object = repository.read(digest, *kind, rest.start).await;
+                let object = object.map_err(|error| Broke::Source(error.to_string()))?;
+                if object.size.is_some_and(|size| size != found.size) {
+                    return Err(Broke::Off(http::Error::internal("upstream changed the blob's size")));
+                }
+                object.bytes.map(|part| part.map_err(|error| format!("upstream: {error}"))).boxed()
+            }
         };
         while upload.len() < found.size {
             let part = tokio::time::timeout(BYTES_TIMEOUT, bytes.next()).await;
@@ -253,6 +305,23 @@ impl Shared {
             upload.write(upload.len(), part).await.map_err(|error| Broke::Off(refusal(error)))?;
         }
         Ok(())
+    }
+}
+
+/// What an upstream has. What it does not let us have is not there.
+async fn locate_upstream(repository: upstream::Repository, digest: &Digest) -> Result<Found, http::Error> {
+    match repository.stat(digest).await {
+        Ok(upstream::Stat { size, kind }) => Ok(Found { size, source: Source::Upstream(repository, kind) }),
+        Err(upstream::Error::NotFound) => Err(http::Error::not_found("upstream does not have the blob")),
+        Err(error @ upstream::Error::Denied(_)) => {
+            tracing::warn!(?digest, upstream = repository.upstream().name(), %error, "ask an upstream for a blob");
+            Err(http::Error::not_found("upstream does not let us have the blob"))
+        }
+        Err(upstream::Error::Unavailable(why)) => Err(http::Error::unavailable(format!("upstream: {why}"))),
+        Err(error @ upstream::Error::Answer(_)) => {
+            tracing::warn!(?digest, upstream = repository.upstream().name(), %error, "ask an upstream for a blob");
+            Err(http::Error::internal(error.to_string()))
+        }
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) struct Cluster {
     pub(crate) origins: Origins,
     http: Client,
     config: Config,
+    upstreams: Upstreams,
 }
 
 struct Node {
@@ -121,7 +122,18 @@ impl Cluster {
         Self::start_with(Config { write_back, ..config() }, count, count).await
     }
 
+    /// The same, which fetch from these upstreams too.
+    pub(crate) async fn mirroring(count: usize, upstreams: Upstreams) -> Self {
+        let replica_delay = Span::of(Duration::ZERO);
+        let write_back = WriteBack { replica_delay, ..WriteBack::default() };
+        Self::start_all(Config { write_back, ..config() }, count, count, upstreams).await
+    }
+
     async fn start_with(config: Config, count: usize, replicas: usize) -> Self {
+        Self::start_all(config, count, replicas, Upstreams::default()).await
+    }
+
+    async fn start_all(config: Config, count: usize, replicas: usize, upstreams: Upstreams) -> Self {
         // RUST_LOG shows what happens; set before, it is another test's.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
@@ -137,7 +149,7 @@ impl Cluster {
         let http = Client::default();
         let rules = Rules { pause: Duration::from_millis(20), ..CALLING };
         let origins = Origins::new(&addrs, replicas, rules, DEADLINE, &http).unwrap();
-        let mut cluster = Self { nodes, store, faults, origins, http, config };
+        let mut cluster = Self { nodes, store, faults, origins, http, config, upstreams };
         for node in 0..count {
             cluster.up(node, replicas).await;
         }
@@ -163,10 +175,17 @@ impl Cluster {
         let route = Route::new(".*", Naming::ShardedDockerBlob, true, self.faults.clone()).unwrap();
         let place = Place { this: node.addr.clone(), origins, replicas, zone: "z".into() };
         let backends = Router::new(vec![route]);
-        let service =
-            Service::start(self.config.clone(), place, engine.clone(), backends, queue.clone(), &Client::default())
-                .await
-                .unwrap();
+        let service = Service::start(
+            self.config.clone(),
+            place,
+            engine.clone(),
+            backends,
+            self.upstreams.clone(),
+            queue.clone(),
+            &Client::default(),
+        )
+        .await
+        .unwrap();
         let (stop, stopped) = watch::channel(false);
         let run = {
             let (service, stopped) = (service.clone(), stopped.clone());

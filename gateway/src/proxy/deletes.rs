@@ -12,6 +12,7 @@ use crate::{
         harness::{Server, image},
         manifests::digest_of,
     },
+    upstream::Upstreams,
 };
 use backends::{Memory, Naming, Route, Router};
 use bytes::Bytes;
@@ -32,8 +33,14 @@ impl System {
         let route = Route::new(".*", Naming::DockerTag, true, Arc::new(Memory::default())).unwrap();
         let collect = index::Collect { grace, ..index::Collect::default() };
         let router = Router::new(vec![route]);
-        let index =
-            index::Service::collecting(router, &index::Config::default(), Vec::new(), cluster.origins.clone(), collect);
+        let index = index::Service::collecting(
+            router,
+            &index::Config::default(),
+            Upstreams::default(),
+            Vec::new(),
+            cluster.origins.clone(),
+            collect,
+        );
         let index = Server::start(index).await;
         let tags = Tags::new(Index::new(vec![HostPort::from(index.addr)], Client::default()));
         let store = Store::new(cluster.origins.clone(), tags, Duration::from_secs(10));

@@ -171,6 +171,7 @@ mod tests {
             Rules, Service,
             harness::{NOWHERE, Server},
         },
+        upstream::Upstreams,
     };
     use backends::{Memory, Naming, Route, Router};
     use std::sync::Arc;
@@ -178,7 +179,9 @@ mod tests {
     #[tokio::test]
     async fn with_all_origins_gone_nothing_is_said_to_be_unknown() {
         let router = Router::new(vec![Route::new(".*", Naming::DockerTag, true, Arc::new(Memory::default())).unwrap()]);
-        let index = Server::start(index::Service::new(router, &index::Config::default(), Vec::new(), None)).await;
+        let upstreams = Upstreams::default();
+        let index = index::Service::new(router, &index::Config::default(), upstreams, Vec::new(), None);
+        let index = Server::start(index).await;
         // A port that nobody listens on: bound once, then free again.
         let origin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let http = Client::default();

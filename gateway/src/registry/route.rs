@@ -29,6 +29,21 @@ pub enum Route {
     Upload(Repository, String),
 }
 
+impl Route {
+    /// The repository it is about.
+    pub fn repository(&self) -> Option<&Repository> {
+        match self {
+            Self::Base | Self::Catalog => None,
+            Self::Tags(repository)
+            | Self::Blob(repository, _)
+            | Self::Manifest(repository, _)
+            | Self::Referrers(repository, _)
+            | Self::Uploads(repository)
+            | Self::Upload(repository, _) => Some(repository),
+        }
+    }
+}
+
 /// What a path names; `method` decides only between "is not here" and "cannot be" for digests of an algorithm we do not know.
 /// A path outside of `/v2`, or of no endpoint, is a 404.
 pub fn parse(method: &Method, path: &str) -> Result<Route, Error> {

@@ -8,7 +8,10 @@ use super::{
     name::{Reference, Repository},
     route::{self, Route},
 };
-use crate::http::{self, Body, Request, Response};
+use crate::{
+    http::{self, Body, Request, Response},
+    upstream::names::{Asked, NAMESPACE, Names},
+};
 use hyper::{
     Method, StatusCode,
     header::{self, HeaderMap, HeaderName, HeaderValue},
@@ -28,10 +31,12 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// What a registry takes and what it refuses.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Take manifests although some of what they name is not here.
     pub sparse: bool,
+    /// Which registries it answers for beside its own.
+    pub names: Names,
 }
 
 /// A registry.
@@ -82,6 +87,10 @@ impl<C: Content> Service<C> {
         let route = route::parse(method, parts.uri.path())?;
         let methods = self.methods(&route);
         if !methods.contains(method) {
+            if let Some(repository) = route.repository().filter(|one| self.rules.names.is_upstream(one)) {
+                let why = format!("{repository} is another registry's, which is mirrored here: push to that one");
+                return Err(Error::new(Code::Unsupported, why).header(header::ALLOW, text("GET, HEAD")?));
+            }
             let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
             let error = Error::new(Code::Unsupported, format!("{method} is not supported here"));
             return Err(error.header(header::ALLOW, text(allowed.join(", "))?));
@@ -153,7 +162,10 @@ impl<C: Content> Service<C> {
 
     fn methods(&self, route: &Route) -> &'static [Method] {
         const READ: &[Method] = &[Method::GET, Method::HEAD];
+        let mirrored = route.repository().is_some_and(|repository| self.rules.names.is_upstream(repository));
         match route {
+            Route::Uploads(_) | Route::Upload(..) if mirrored => &[],
+            _ if mirrored => READ,
             Route::Manifest(..) if self.content.is_writable() => {
                 &[Method::GET, Method::HEAD, Method::PUT, Method::DELETE]
             }
@@ -170,9 +182,14 @@ impl<C: Content> Service<C> {
 
 impl<C: Content> http::Service for Service<C> {
     async fn answer(self: Arc<Self>, request: Request) -> Response {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let asked = self.rules.names.asked(&parts.uri);
         let (body, lent) = Lent::new(body, parts.headers.contains_key(header::EXPECT));
-        let mut response = self.route(&parts, body).await.unwrap_or_else(|error| {
+        let routed = match aim(&mut parts, &asked) {
+            Ok(()) => self.route(&parts, body).await,
+            Err(error) => Err(error),
+        };
+        let mut response = routed.unwrap_or_else(|error| {
             for entry in &error.entries {
                 let code = entry.code.name();
                 self.errors.get_or_create(&CodeLabel { code }).inc();
@@ -186,8 +203,32 @@ impl<C: Content> http::Service for Service<C> {
             lent.drain().await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if let Asked::Upstream(name, _) = &asked
+            && let Ok(name) = HeaderValue::try_from(name)
+        {
+            response.headers_mut().insert(NAMESPACE, name);
+        }
         response
     }
+}
+
+/// Has a request that names an upstream in `?ns=` name it in its path.
+fn aim(parts: &mut Parts, asked: &Asked) -> Result<(), Error> {
+    let prefix = match asked {
+        Asked::Own => return Ok(()),
+        Asked::Upstream(_, prefix) => prefix,
+        Asked::Unknown(name) => {
+            let why = format!("{name:?} is not mirrored here");
+            return Err(Error::new(Code::NameUnknown, why));
+        }
+    };
+    let rest = parts.uri.path().strip_prefix("/v2/").filter(|rest| !matches!(*rest, "" | "_catalog"));
+    if let Some(rest) = rest {
+        let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let aimed = format!("/v2/{prefix}/{rest}{query}");
+        parts.uri = aimed.parse().map_err(|_| Error::new(Code::NameInvalid, "path is no address"))?;
+    }
+    Ok(())
 }
 
 /// The endpoint that a path belongs to: what requests are counted by. From a small fixed set, whatever the path.

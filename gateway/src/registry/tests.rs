@@ -389,7 +389,7 @@ async fn manifests_are_checked() {
     let answer = registry.send("PUT", "/v2/a/manifests/v1", &typed, serde_json::to_vec(&good).unwrap()).await;
     assert_eq!((answer.status, answer.code().as_str()), (400, "MANIFEST_INVALID"), "header and body disagree");
 
-    let lenient = start(Memory::default(), Rules { sparse: true }).await;
+    let lenient = start(Memory::default(), Rules { sparse: true, ..Rules::default() }).await;
     for body in [index, image(&nowhere, &[other])] {
         assert_eq!(lenient.put_manifest("/v2/a/manifests/v1", &body).await.status, 201);
     }
@@ -586,7 +586,7 @@ async fn referrers_are_found_by_their_subject() {
     // What a client without the API has listed under the fallback tag counts as well, once.
     let more = descriptor(Kind::OciManifest.media_type(), &config, 2);
     let index = json!({"schemaVersion": 2, "manifests": [expected[0], more]});
-    let lenient = start(Memory::default(), Rules { sparse: true }).await;
+    let lenient = start(Memory::default(), Rules { sparse: true, ..Rules::default() }).await;
     let tag = format!("/v2/a/manifests/{}", NOWHERE.replace(':', "-"));
     assert_eq!(lenient.put_manifest(&tag, &index).await.status, 201);
     assert_eq!(lenient.get(&list).await.json()["manifests"], json!([expected[0], more]));

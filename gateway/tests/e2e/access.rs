@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use std::{fs, path::Path};
 
 /// bcrypt, cost 5: `secret` and `pw`.
-const HTPASSWD: &str = "ann:$2y$05$2Za74pYsYYn.UKz76af2luyQy.bI7MvnodHjevHEkR1b4Iz59DY/2\n\
+pub(crate) const HTPASSWD: &str = "ann:$2y$05$2Za74pYsYYn.UKz76af2luyQy.bI7MvnodHjevHEkR1b4Iz59DY/2\n\
                         bob:$2y$05$VUAYbk4bIr2O7y1h9tablefcD/Sn3cSE.eg1DfppvD/w.SobeyuZq\n";
 
 const RULES: &str = r#"

@@ -216,8 +216,10 @@ impl Cluster {
             let peer = local()?;
             let own = cluster.replace("[cluster]", &format!("[cluster]\nthis = {addr:?}"));
             let data = dir.join(&name).display().to_string();
-            let text =
-                format!("data_dir = {data:?}\n[listen]\napi = {addr:?}\n[peer]\nlisten = {peer:?}\n{own}{backends}");
+            let text = format!(
+                "data_dir = {data:?}\n[listen]\napi = {addr:?}\n[peer]\nlisten = {peer:?}\n{own}{}{backends}",
+                more.of("origin")
+            );
             std::fs::write(dir.join(format!("{name}.toml")), text)?;
             this.origins.push(member("origin", &name, addr, addr));
         }

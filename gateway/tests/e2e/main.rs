@@ -10,5 +10,6 @@ mod cluster;
 mod conformance;
 mod faults;
 mod image;
+mod mirror;
 mod ports;
 mod tools;
