@@ -5,6 +5,8 @@
 //!   `lo × (pieces ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, the more often the less is left, so that
 //!   readers are served in order, the swarm keeps its diversity, and the last pieces are well spread when everybody comes to them. A few
 //!   requests take that first missing piece itself; half of those to origins do.
+//! - **Ranges only.** A download that was begun for readers of ranges asks for nothing else, until more than a
+//!   [`WHOLE_SHARE`]th of the blob is here or was asked for, or somebody wants all of it.
 //! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents.
 //! - **Origins** are asked for what no connected agent has, each for its own stripe of the blob, so that a piece leaves them about once;
 //!   for anything at all only while fewer than half of the requests allowed are outstanding. An origin that has just sent a
@@ -42,6 +44,10 @@ pub const PEERS_MAX: usize = 64;
 pub const CANDIDATES_MAX: usize = 64;
 /// Most readers whose order is heeded; further ones wait for pieces as they come.
 pub const READERS_MAX: usize = 64;
+/// A download of ranges becomes one of the whole blob once more than one piece in so many is here or was asked for.
+pub const WHOLE_SHARE: u32 = 4;
+/// Agents, and origins, aimed at for a download of ranges: a few pieces are soon here, and each connection costs both ends.
+const RANGES_DEGREE: u16 = 4;
 /// Most outstanding requests at one peer.
 pub const WINDOW_MAX: u16 = 16;
 /// Wait before a lost source is dialled again, the first time.
@@ -258,6 +264,13 @@ pub enum Event<'a> {
         /// Whose name is free again.
         id: ReaderId,
     },
+    /// All of the blob is wanted, whoever reads.
+    Whole,
+    /// A piece is here that no peer was asked for, or not for us: proven and stored.
+    Supplied {
+        /// Which.
+        piece: PieceIndex,
+    },
     /// The layout was confirmed by another origin: whoever failed under it is to blame.
     LayoutHolds,
     /// The download's urgency changed.
@@ -367,8 +380,10 @@ pub struct Swarm {
     class: Class,
     budget: u16,
     have: PieceSet,
-    /// Missing and asked of nobody.
+    /// Missing, to be had, and asked of nobody.
     wanted: PieceSet,
+    /// What readers have asked for, while nothing else is wanted; none where the whole blob is.
+    ranges: Option<PieceSet>,
     availability: Availability,
     peers: Vec<Peer>,
     /// The peers' slots, in their order: what most messages are looked up by, in one cache line.
@@ -485,6 +500,7 @@ impl Swarm {
             budget: u16::MAX,
             have,
             wanted,
+            ranges: None,
             availability: Availability::new(geometry.pieces()),
             peers: Vec::new(),
             slots: Vec::new(),
@@ -504,6 +520,27 @@ impl Swarm {
         swarm
     }
 
+    /// A download of no more than what readers ask for, as the module's text has it.
+    pub fn of_ranges(config: Config, geometry: Geometry, have: PieceSet, class: Class) -> Self {
+        let mut swarm = Self::new(config, geometry, have, class);
+        swarm.ranges = Some(PieceSet::new(&geometry));
+        swarm.wanted.clear();
+        swarm.effects.clear();
+        swarm.told_want = 0;
+        swarm.restore(Instant::ZERO);
+        swarm
+    }
+
+    /// Whether all of the blob is wanted.
+    pub fn is_whole(&self) -> bool {
+        self.ranges.is_none()
+    }
+
+    /// Whether nothing is to be had now: only ranges are wanted, and they are here.
+    pub fn is_idle(&self) -> bool {
+        self.ranges.is_some() && self.wanted.is_empty() && self.flights.is_empty()
+    }
+
     /// Pieces here.
     pub fn have(&self) -> &PieceSet {
         &self.have
@@ -521,7 +558,7 @@ impl Swarm {
 
     /// Further peers that could be used: for an announce.
     pub fn want(&self) -> u16 {
-        if self.is_complete() { 0 } else { self.room_for(false) }
+        if self.is_complete() || self.is_idle() { 0 } else { self.room_for(false) }
     }
 
     /// Agents or origins that may be dialled now.
@@ -529,7 +566,8 @@ impl Swarm {
         let dialing = |known: &&Known| known.candidate.origin == origins && known.state == Contact::Dialing;
         let dialing = self.known.iter().filter(dialing).count();
         let busy = self.peers.iter().filter(|peer| peer.origin == origins).count() + dialing;
-        self.config.degree.saturating_sub(u16::try_from(busy).unwrap_or(u16::MAX))
+        let degree = if self.is_whole() { self.config.degree } else { self.config.degree.min(RANGES_DEGREE) };
+        degree.saturating_sub(u16::try_from(busy).unwrap_or(u16::MAX))
     }
 
     /// Agents connected for this blob.
@@ -579,7 +617,9 @@ impl Swarm {
             Event::Arrived { slot, piece, verdict } => self.arrived(now, slot, piece, verdict),
             Event::Rejected { slot, piece, reason } => self.rejected(now, slot, piece, reason),
             Event::Reader { id, pieces } => self.reader(id, pieces.start..pieces.end),
-            Event::ReaderGone { id } => self.readers.retain(|reading| reading.id != id),
+            Event::ReaderGone { id } => self.reader_gone(id),
+            Event::Whole => self.want_whole(),
+            Event::Supplied { piece } => self.supplied(piece),
             Event::LayoutHolds => self.layout_holds(now),
             Event::Class(class) => self.class = class,
             Event::Budget { in_flight } => self.budget = in_flight.max(1),
@@ -595,7 +635,7 @@ impl Swarm {
                 self.complete_told = true;
                 self.effects.push_back(Effect::Complete);
             }
-        } else {
+        } else if !self.is_idle() {
             self.dial(now);
             self.fill(now);
         }
@@ -817,9 +857,76 @@ impl Swarm {
     fn reader(&mut self, id: ReaderId, pieces: Range<u32>) {
         let left = pieces.start..pieces.end.min(self.geometry.pieces());
         if let Some(reading) = self.readers.iter_mut().find(|reading| reading.id == id) {
-            reading.left = left;
+            reading.left = left.clone();
         } else if self.readers.len() < READERS_MAX {
-            self.readers.push(Reading { id, left });
+            self.readers.push(Reading { id, left: left.clone() });
+        } else {
+            // Nobody would ask for what this one waits for.
+            self.want_whole();
+        }
+        let Some(ranges) = &mut self.ranges else { return };
+        left.filter_map(|n| self.geometry.piece(n)).for_each(|piece| {
+            ranges.insert(piece);
+        });
+        let mut known = ranges.clone();
+        known.union(&self.have);
+        if u64::from(known.count()) * u64::from(WHOLE_SHARE) > u64::from(self.geometry.pieces()) {
+            self.want_whole();
+        } else {
+            self.rewant();
+        }
+    }
+
+    fn reader_gone(&mut self, id: ReaderId) {
+        self.readers.retain(|reading| reading.id != id);
+        if !self.is_whole() {
+            self.rewant();
+        }
+    }
+
+    fn want_whole(&mut self) {
+        if self.ranges.take().is_some() {
+            self.rewant();
+        }
+    }
+
+    /// What is wanted, anew: after a change of what is asked for.
+    fn rewant(&mut self) {
+        let mut wanted = if self.is_whole() {
+            PieceSet::full(&self.geometry)
+        } else {
+            let mut wanted = PieceSet::new(&self.geometry);
+            let asked = self.readers.iter().flat_map(|reading| reading.left.clone());
+            asked.filter_map(|n| self.geometry.piece(n)).for_each(|piece| {
+                wanted.insert(piece);
+            });
+            wanted
+        };
+        wanted.subtract(&self.have);
+        self.flights.iter().for_each(|flight| {
+            wanted.remove(flight.piece);
+        });
+        self.wanted = wanted;
+        self.peers.iter_mut().for_each(|peer| peer.dry = false);
+    }
+
+    /// Whether a missing piece is to be had.
+    fn is_asked_for(&self, piece: PieceIndex) -> bool {
+        self.is_whole() || self.readers.iter().any(|reading| reading.left.contains(&piece.get()))
+    }
+
+    fn supplied(&mut self, piece: PieceIndex) {
+        self.have.insert(piece);
+        self.wanted.remove(piece);
+        self.cancel_all(piece);
+        self.advance_readers(piece);
+    }
+
+    /// Nobody need send a piece that is here.
+    fn cancel_all(&mut self, piece: PieceIndex) {
+        while let Some(at) = self.flights.iter().position(|flight| flight.piece == piece) {
+            let flight = self.land(at);
+            self.effects.push_back(Effect::Cancel { slot: flight.slot, piece });
         }
     }
 
@@ -961,7 +1068,8 @@ impl Swarm {
 
     /// Whether a second peer may be asked for a piece under way: all the rest is under way too, or a reader stands at it.
     fn urgent(&self, piece: PieceIndex) -> bool {
-        self.wanted.is_empty() || self.readers.iter().any(|reading| reading.left.start == piece.get())
+        let rest = self.wanted.is_empty() && self.is_asked_for(piece);
+        rest || self.readers.iter().any(|reading| reading.left.start == piece.get())
     }
 
     fn hedge_age(&self) -> Duration {
@@ -1005,7 +1113,11 @@ impl Swarm {
     }
 
     fn release(&mut self, piece: PieceIndex) {
-        if !self.have.contains(piece) && self.copies(piece) == 0 && self.wanted.insert(piece) {
+        if !self.have.contains(piece)
+            && self.copies(piece) == 0
+            && self.is_asked_for(piece)
+            && self.wanted.insert(piece)
+        {
             for peer in &mut self.peers {
                 peer.dry &= !peer.has.as_ref().is_none_or(|set| set.contains(piece));
             }
@@ -1033,10 +1145,7 @@ impl Swarm {
         match verdict {
             Verdict::Good => {
                 self.storage_failures = 0;
-                while let Some(at) = self.flights.iter().position(|flight| flight.piece == piece) {
-                    let twin = self.land(at);
-                    self.effects.push_back(Effect::Cancel { slot: twin.slot, piece });
-                }
+                self.cancel_all(piece);
                 self.settle(now, slot, piece);
                 self.advance_readers(piece);
             }
@@ -1156,7 +1265,7 @@ impl Swarm {
     }
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        if self.is_complete() {
+        if self.is_complete() || self.is_idle() {
             return None;
         }
         let silences = self.peers.iter().filter_map(|peer| self.silent_at(peer));

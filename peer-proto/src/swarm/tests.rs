@@ -106,6 +106,82 @@ fn readers_come_first() {
     assert!(near >= 10, "{asked:?}");
 }
 
+fn ranges(pieces: u32) -> Swarm {
+    let g = geometry(pieces);
+    Swarm::of_ranges(Config::new(id(0), 1), g, PieceSet::new(&g), Class::Foreground)
+}
+
+fn read(swarm: &mut Swarm, reader: u64, start: u32, end: u32) {
+    swarm.handle(ms(0), Event::Reader { id: ReaderId(reader), pieces: Range32 { start, end } });
+}
+
+fn asked(swarm: &mut Swarm) -> Vec<u32> {
+    let mut asked: Vec<u32> = requests(&effects(swarm)).iter().map(|(_, piece)| piece.get()).collect();
+    asked.sort_unstable();
+    asked
+}
+
+#[test]
+fn a_download_of_ranges_asks_for_them_alone_and_rests_when_they_are_here() {
+    let mut swarm = ranges(10_000);
+    assert!(swarm.is_idle() && swarm.want() == 0 && effects(&mut swarm).is_empty());
+    read(&mut swarm, 1, 700, 701);
+    assert!(effects(&mut swarm).iter().any(|effect| matches!(effect, Effect::WantPeers(_))));
+    connect(&mut swarm, ms(0), 1, true, Has::All);
+    assert_eq!(asked(&mut swarm), [700]);
+    read(&mut swarm, 2, 9_998, 10_000);
+    assert_eq!(asked(&mut swarm), [9_998, 9_999]);
+    for n in [700, 9_998, 9_999] {
+        assert!(!swarm.is_idle());
+        swarm.handle(ms(2), Event::Arrived { slot: Slot(1), piece: PieceIndex(n), verdict: Verdict::Good });
+    }
+    assert!(swarm.is_idle() && !swarm.is_whole() && asked(&mut swarm).is_empty());
+    assert_eq!((swarm.deadline(), swarm.want()), (None, 0));
+}
+
+#[test]
+fn what_a_reader_that_left_wanted_is_asked_for_no_more() {
+    let mut swarm = ranges(1000);
+    read(&mut swarm, 1, 100, 200);
+    read(&mut swarm, 2, 150, 160);
+    swarm.handle(ms(0), Event::ReaderGone { id: ReaderId(1) });
+    connect(&mut swarm, ms(0), 1, true, Has::All);
+    assert_eq!(asked(&mut swarm), (150..160).collect::<Vec<_>>());
+    swarm.handle(ms(1), Event::ReaderGone { id: ReaderId(2) });
+    swarm.handle(ms(1), Event::Gone { slot: Slot(1) });
+    assert!(swarm.is_idle(), "what was under way is not asked for again");
+}
+
+#[test]
+fn a_quarter_makes_it_whole_and_so_does_somebody_who_wants_it() {
+    let mut swarm = ranges(100);
+    read(&mut swarm, 1, 0, 10);
+    read(&mut swarm, 2, 5, 25);
+    assert!(!swarm.is_whole());
+    read(&mut swarm, 2, 90, 91);
+    assert!(swarm.is_whole(), "what was asked for before counts");
+    let mut swarm = ranges(100);
+    swarm.handle(ms(0), Event::Whole);
+    assert!(swarm.is_whole() && swarm.want() == 10);
+    connect(&mut swarm, ms(0), 1, false, Has::All);
+    assert_eq!(asked(&mut swarm).len(), 16);
+    let mut swarm = ranges(3);
+    read(&mut swarm, 1, 2, 3);
+    assert!(swarm.is_whole(), "a third");
+}
+
+#[test]
+fn a_piece_from_elsewhere_is_asked_of_nobody() {
+    let mut swarm = ranges(100);
+    read(&mut swarm, 1, 7, 9);
+    connect(&mut swarm, ms(0), 1, false, Has::All);
+    assert_eq!(asked(&mut swarm), [7, 8]);
+    swarm.handle(ms(1), Event::Supplied { piece: PieceIndex(7) });
+    assert!(effects(&mut swarm).contains(&Effect::Cancel { slot: Slot(1), piece: PieceIndex(7) }));
+    swarm.handle(ms(1), Event::Supplied { piece: PieceIndex(8) });
+    assert!(swarm.is_idle() && swarm.have().count() == 2);
+}
+
 #[test]
 fn a_silent_peers_pieces_are_asked_elsewhere() {
     let (mut swarm, _) = download(30);
@@ -149,6 +225,7 @@ enum Step {
     Reader(u32),
     ReaderGone,
     Budget(u16),
+    Supply(u32),
     Wait(u16),
 }
 
@@ -164,6 +241,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..90u32).prop_map(Step::Reader),
         proptest::prelude::Just(Step::ReaderGone),
         (1..20u16).prop_map(Step::Budget),
+        (0..90u32).prop_map(Step::Supply),
         (0..5000u16).prop_map(Step::Wait),
     ];
     proptest::collection::vec(step, 0..150)
@@ -185,6 +263,7 @@ impl Watch {
             match effect {
                 Effect::Request { slot, piece } => {
                     assert!(!self.swarm.have().contains(piece), "a piece that is here");
+                    assert!(self.swarm.is_asked_for(piece), "a piece that nobody wants");
                     let twins = self.asked.iter().filter(|(_, other)| *other == piece).count();
                     // Twice only where it is urgent: the rest under way as well, or a reader there.
                     let missing = self.g.pieces() - self.swarm.have().count();
@@ -193,7 +272,8 @@ impl Watch {
                         set
                     });
                     let readers = !self.swarm.readers.is_empty();
-                    assert!(twins == 0 || (twins == 1 && (readers || under_way.count() == missing)), "{twins} twins");
+                    let rest = readers || !self.swarm.is_whole() || under_way.count() == missing;
+                    assert!(twins == 0 || (twins == 1 && rest), "{twins} twins");
                     self.asked.push((slot, piece));
                     let at_slot = self.asked.iter().filter(|(other, _)| *other == slot).count();
                     assert!(at_slot <= usize::from(WINDOW_MAX) && self.asked.len() <= 16, "too many");
@@ -223,9 +303,10 @@ impl Watch {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn bounds_hold_under_any_events_and_everything_is_asked_for_in_the_end(pieces in 0u32..90, steps in steps(), seed: u64) {
+    fn bounds_hold_under_any_events_and_everything_is_asked_for_in_the_end(pieces in 0u32..90, steps in steps(), seed: u64, whole: bool) {
         let g = geometry(pieces);
-        let swarm = Swarm::new(Config::new(id(99), seed), g, PieceSet::new(&g), Class::Foreground);
+        let make = if whole { Swarm::new } else { Swarm::of_ranges };
+        let swarm = make(Config::new(id(99), seed), g, PieceSet::new(&g), Class::Foreground);
         let mut w = Watch { swarm, g, asked: vec![], now: ms(0), complete: false };
         w.tell(Event::Tick);
         for step in steps {
@@ -258,9 +339,15 @@ proptest! {
                     }
                 }
                 Step::Reader(from) => {
-                    w.tell(Event::Reader { id: ReaderId(u64::from(from % 3)), pieces: Range32 { start: from, end: pieces } });
+                    let end = if seed % 2 == 0 { pieces } else { from + 2 };
+                    w.tell(Event::Reader { id: ReaderId(u64::from(from % 3)), pieces: Range32 { start: from, end } });
                 }
                 Step::ReaderGone => w.tell(Event::ReaderGone { id: ReaderId(0) }),
+                Step::Supply(piece) => {
+                    if let Some(piece) = g.piece(piece) {
+                        w.tell(Event::Supplied { piece });
+                    }
+                }
                 Step::Budget(in_flight) => w.tell(Event::Budget { in_flight }),
                 Step::Wait(ms) => {
                     w.now += Duration::from_millis(u64::from(ms));
@@ -268,6 +355,7 @@ proptest! {
                 }
             }
         }
+        w.tell(Event::Whole);
         // One honest seed comes; whatever went before, the rest is asked of it or of others, and the download ends.
         for n in 0..4000u64 {
             if w.complete {
