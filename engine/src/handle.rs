@@ -9,13 +9,14 @@ use crate::{
     disk::real::Real,
     housekeeper::{Housekeeper, unix_now},
     read,
+    shard::command::Extent,
     shards::Shards,
-    store::{self, Store},
+    store::{self, PieceError, Store},
     upload::{Uploads, Writer},
     workers::Workers,
 };
 use bytes::Bytes;
-use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId, wire::Zone};
+use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId, PieceIndex, wire::Zone};
 use std::{
     io,
     net::SocketAddr,
@@ -221,6 +222,14 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// Bytes that are not the piece they were said to be.
+    #[error("piece {piece} of {digest} is wrong")]
+    WrongPiece {
+        /// The blob.
+        digest: Digest,
+        /// The piece.
+        piece: PieceIndex,
+    },
     /// A queue or table is full; try again.
     #[error("busy: {0} is full")]
     Busy(&'static str),
@@ -328,7 +337,47 @@ impl Handle {
     /// Starts a download, or joins the one that runs and raises its class. Returns once space is reserved; the bytes are read
     /// by [`Self::read`], their end awaited by [`Self::wait`]. A no-op where the blob is whole.
     pub async fn download(&self, namespace: Namespace, layout: Arc<Layout>, class: Class) -> Result<(), Error> {
-        self.inner.shards.download(namespace, layout, class).await
+        self.inner.shards.download(namespace, layout, class, Extent::Whole).await
+    }
+
+    /// Opens a range of a blob, whether or not it is here: as [`Self::read`], with what is missing of the range downloaded, and
+    /// no more than that unless a download of the whole blob runs, or more than a [`WHOLE_SHARE`](peer_proto::swarm::WHOLE_SHARE)th of it is here or was asked for.
+    pub async fn open(&self, namespace: Namespace, layout: Arc<Layout>, range: Range<u64>) -> Result<Reader, Error> {
+        let digest = *layout.digest();
+        let length = layout.length();
+        if range.start > range.end || range.end > length {
+            return Err(Error::Range(length));
+        }
+        if let Some(blob) = self.blob(&digest).await? {
+            // All of a blob is not here before its name is.
+            let here = range != (0..length) && blob.pieces().covers(range.clone());
+            if blob.is_whole() || here {
+                return Ok(self.read_whole(blob, range));
+            }
+        }
+        self.inner.shards.download(namespace, layout, Class::Foreground, Extent::Ranges).await?;
+        self.read(&digest, range).await
+    }
+
+    /// Takes a piece of a blob being downloaded that came by another way than from a peer. Proven and stored like any other;
+    /// readers have it when this returns. False where it was here already.
+    pub async fn supply(&self, digest: &Digest, piece: PieceIndex, bytes: Bytes) -> Result<bool, Error> {
+        let blob = self.blob(digest).await?.ok_or(Error::NotFound(*digest))?;
+        if blob.is_whole() || blob.pieces().has(piece) {
+            return Ok(false);
+        }
+        let (own, content) = (Arc::clone(&blob), bytes.clone());
+        let put = self.inner.workers.call(move |store| store.put(&own, piece, &content)).await?;
+        let fresh = put.map_err(|e| match e {
+            PieceError::Proof(_) => Error::WrongPiece { digest: *digest, piece },
+            PieceError::Gone => Error::Stopped(*digest),
+            PieceError::Disk(e) => Error::Disk(e),
+        })?;
+        // The twin of one that is on its way to the disk is told of when it is there.
+        if fresh {
+            self.inner.shards.supplied(*digest, piece, bytes).await?;
+        }
+        Ok(fresh)
     }
 
     /// Until the blob is whole, proven and durable under its name.
@@ -359,14 +408,7 @@ impl Handle {
     /// Dropping the reader ends that wish. A reader of the whole blob gets its last piece only once every link of the digest's
     /// chain holds, so that no wrong blob ever ends cleanly.
     pub async fn read(&self, digest: &Digest, range: Range<u64>) -> Result<Reader, Error> {
-        let blob = match self.inner.store.opened(digest) {
-            Some(blob) => Some(blob),
-            None => {
-                let digest = *digest;
-                self.inner.workers.call(move |store| store.blob(&digest)).await??
-            }
-        };
-        let blob = blob.ok_or(Error::NotFound(*digest))?;
+        let blob = self.blob(digest).await?.ok_or(Error::NotFound(*digest))?;
         let length = blob.layout().length();
         if range.start > range.end || range.end > length {
             return Err(Error::Range(length));
@@ -386,6 +428,17 @@ impl Handle {
                 None => Err(Error::NotFound(*digest)),
             },
             Err(e) => Err(e),
+        }
+    }
+
+    /// What is here of a blob.
+    async fn blob(&self, digest: &Digest) -> Result<Option<Arc<store::Blob>>, Error> {
+        match self.inner.store.opened(digest) {
+            Some(blob) => Ok(Some(blob)),
+            None => {
+                let digest = *digest;
+                Ok(self.inner.workers.call(move |store| store.blob(&digest)).await??)
+            }
         }
     }
 

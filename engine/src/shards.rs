@@ -9,7 +9,7 @@ use crate::{
     net,
     shard::{
         Core, Outbox, Setup,
-        command::{Command, Reply},
+        command::{Command, Extent, Reply},
         home,
         notices::Notices,
         read::Reading,
@@ -18,7 +18,7 @@ use crate::{
     workers::Workers,
 };
 use bytes::Bytes;
-use peer_proto::{Digest, Layout, Namespace, PeerId, swarm::ReaderId};
+use peer_proto::{Digest, Layout, Namespace, PeerId, PieceIndex, swarm::ReaderId};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::{
     io,
@@ -136,9 +136,21 @@ impl Shards {
         &self.outboxes[home(digest, self.outboxes.len())]
     }
 
-    pub(crate) async fn download(&self, namespace: Namespace, layout: Arc<Layout>, class: Class) -> Result<(), Error> {
+    pub(crate) async fn download(
+        &self,
+        namespace: Namespace,
+        layout: Arc<Layout>,
+        class: Class,
+        extent: Extent,
+    ) -> Result<(), Error> {
         let outbox = self.home(layout.digest());
-        ask(outbox, |reply| Command::Download { namespace, layout, class, reply }).await
+        ask(outbox, |reply| Command::Download { namespace, layout, class, extent, reply }).await
+    }
+
+    /// A piece is here that no peer sent.
+    pub(crate) async fn supplied(&self, digest: Digest, piece: PieceIndex, bytes: Bytes) -> Result<(), Error> {
+        let sent = self.home(&digest).send(Command::Supplied { digest, piece, bytes }).await;
+        sent.map_err(|_| Error::Closed)
     }
 
     /// Until the download ends; [`Error::NotFound`] where there is none.

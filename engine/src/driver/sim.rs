@@ -14,7 +14,13 @@ use crate::{
     handle::{Class, Error, Limits, Peer, Proof},
     job::{Job, Outcome},
     limit::Meters,
-    shard::{Core, Setup, command::Command, home, notices::Notices, stats::Stats},
+    shard::{
+        Core, Setup,
+        command::{Command, Extent},
+        home,
+        notices::Notices,
+        stats::Stats,
+    },
     store::{Options, Store},
 };
 use bytes::{Buf as _, Bytes};
@@ -406,6 +412,17 @@ impl World {
         self.download_as(Class::Foreground, node, layout, from)
     }
 
+    /// Begins a download of what is read, and names those who may have it.
+    pub(crate) fn download_ranges(&mut self, node: usize, layout: &Arc<Layout>, from: &[usize]) {
+        let digest = *layout.digest();
+        let (class, extent) = (Class::Foreground, Extent::Ranges);
+        let (namespace, layout) = ("lib/app".parse().unwrap(), layout.clone());
+        let mut begun = self.ask(node, &digest, |reply| Command::Download { namespace, layout, class, extent, reply });
+        self.answer(&mut begun, Duration::from_secs(1)).expect("no space in sight").unwrap();
+        let peers = from.iter().map(|node| self.peer(*node)).collect();
+        self.command(node, &digest, Command::Peers { digest, peers });
+    }
+
     /// As [`Self::download`], of a class.
     pub(crate) fn download_as(
         &mut self,
@@ -417,7 +434,8 @@ impl World {
         let digest = *layout.digest();
         let namespace = "lib/app".parse().unwrap();
         let layout = layout.clone();
-        let begun = self.ask(node, &digest, |reply| Command::Download { namespace, layout, class, reply });
+        let extent = Extent::Whole;
+        let begun = self.ask(node, &digest, |reply| Command::Download { namespace, layout, class, extent, reply });
         drop(begun);
         let peers = from.iter().map(|node| self.peer(*node)).collect();
         self.command(node, &digest, Command::Peers { digest, peers });

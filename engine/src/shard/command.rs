@@ -6,7 +6,7 @@ use crate::{
     handle::{Class, Error, Peer},
 };
 use bytes::Bytes;
-use peer_proto::{Digest, Layout, Namespace, swarm::ReaderId};
+use peer_proto::{Digest, Layout, Namespace, PieceIndex, swarm::ReaderId};
 use std::{
     net::SocketAddr,
     ops::Range,
@@ -18,11 +18,20 @@ use tokio::sync::oneshot;
 /// Where an answer goes. An asker that is gone needs none.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
+/// How much of a blob a download is to bring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// All of it.
+    Whole,
+    /// What readers ask for, for as long as they are few and ask for little.
+    Ranges,
+}
+
 /// A request to a shard.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Start or join a download.
-    Download { namespace: Namespace, layout: Arc<Layout>, class: Class, reply: Reply<()> },
+    Download { namespace: Namespace, layout: Arc<Layout>, class: Class, extent: Extent, reply: Reply<()> },
     /// Answer once the blob is whole; [`Error::NotFound`] where it is not being downloaded.
     Wait { digest: Digest, reply: Reply<()> },
     /// Forget a blob: stop its download, close its channels.
@@ -35,6 +44,8 @@ pub(crate) enum Command {
     Await { digest: Digest, reader: ReaderId, piece: u32, all: bool, patience: Duration, reply: Reply<Option<Bytes>> },
     /// A connection that another shard accepted, for this one by its HELLO.
     Adopt { carried: Carried, from: SocketAddr, hello: Box<[u8]> },
+    /// A piece of a download came by another way than from a peer, and is proven and stored.
+    Supplied { digest: Digest, piece: PieceIndex, bytes: Bytes },
     /// From another shard of this node.
     Told(Message),
     /// Answer at once.

@@ -1,6 +1,6 @@
 //! A download as a shard holds it: the swarm's state, who waits for it, who reads it.
 
-use super::command::{Answer, Reply};
+use super::command::{Answer, Extent, Reply};
 use crate::{
     handle::{Class, Error, Peer},
     kept::Kept,
@@ -19,6 +19,9 @@ use std::{
 
 /// Callers waiting for one download's end at most.
 pub(super) const WAITERS_MAX: usize = 4096;
+/// How long a download of ranges goes on when they are here and nobody reads any more: the next range is often soon asked for, and
+/// finds its peers connected.
+pub(super) const RANGES_LINGER: Duration = Duration::from_secs(30);
 /// Readers of one download at most.
 pub(super) const READERS_MAX: usize = 1024;
 
@@ -27,6 +30,8 @@ pub(super) struct Download {
     pub(super) namespace: Namespace,
     pub(super) layout: Arc<Layout>,
     pub(super) class: Class,
+    /// What the swarm is made for, until there is one.
+    pub(super) extent: Extent,
     /// None until space is reserved.
     pub(super) swarm: Option<Swarm>,
     /// Who waits for that.
@@ -44,6 +49,8 @@ pub(super) struct Download {
     pub(super) suspect: bool,
     /// Pieces in a row that could not be stored.
     pub(super) failures: u8,
+    /// When something was last to be done for it, where only ranges are wanted.
+    pub(super) busy: Instant,
     /// When its progress was last told.
     pub(super) told: Instant,
     pub(super) alarm: Option<Instant>,
@@ -69,11 +76,12 @@ pub(super) struct Wait {
 }
 
 impl Download {
-    pub(super) fn new(namespace: Namespace, layout: Arc<Layout>, class: Class) -> Self {
+    pub(super) fn new(namespace: Namespace, layout: Arc<Layout>, class: Class, extent: Extent) -> Self {
         Self {
             namespace,
             layout,
             class,
+            extent,
             swarm: None,
             beginners: Vec::new(),
             named: Vec::new(),
@@ -83,6 +91,7 @@ impl Download {
             watchers: BTreeSet::new(),
             suspect: false,
             failures: 0,
+            busy: Instant::ZERO,
             told: Instant::ZERO,
             alarm: None,
             dirty: false,
@@ -151,7 +160,19 @@ impl Download {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let waits = self.readers.values().filter_map(|reader| reader.wait.as_ref());
         let patience = waits.map(|wait| wait.since + wait.patience).min();
-        self.swarm.as_ref().and_then(Swarm::deadline).into_iter().chain(patience).min()
+        let ranges = self.swarm.as_ref().filter(|swarm| !swarm.is_whole());
+        let over = ranges.map(|_| self.busy + RANGES_LINGER);
+        self.swarm.as_ref().and_then(Swarm::deadline).into_iter().chain(patience).chain(over).min()
+    }
+
+    /// Whether there has been nothing to do for it for long enough.
+    pub(super) fn is_over(&mut self, now: Instant) -> bool {
+        let idle =
+            self.readers.is_empty() && self.waiters.is_empty() && self.swarm.as_ref().is_some_and(Swarm::is_idle);
+        if !idle {
+            self.busy = now;
+        }
+        idle && now.since(self.busy) >= RANGES_LINGER
     }
 
     /// Everybody who waits gets this error.

@@ -2,7 +2,7 @@
 
 use super::{
     Alarm, Core, DOWNLOADS_MAX, PROGRESS_NOTICE, Pending, Phase,
-    command::{Answer, Command, Message, Reply},
+    command::{Answer, Command, Extent, Message, Reply},
     download::{Download, WAITERS_MAX, Wait},
     link::Link,
     piece_set, progress, swarm_class,
@@ -28,7 +28,9 @@ use std::{
 impl Core {
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Download { namespace, layout, class, reply } => self.download(namespace, layout, class, reply),
+            Command::Download { namespace, layout, class, extent, reply } => {
+                self.download(namespace, layout, class, extent, reply);
+            }
             Command::Wait { digest, reply } => match self.downloads.get_mut(&digest) {
                 Some(download) if download.waiters.len() < WAITERS_MAX => download.waiters.push(reply),
                 Some(_) => self.answer(reply, Err(Error::Busy("list of waiters"))),
@@ -47,6 +49,7 @@ impl Core {
             Command::Await { digest, reader, piece, all, patience, reply } => {
                 self.wait_for(digest, reader, Wait { piece, all, since: self.now, patience, reply });
             }
+            Command::Supplied { digest, piece, bytes } => self.supplied(digest, piece, &bytes),
             Command::Told(message) => self.told(message),
             Command::Probe { reply } => self.effects.push_back(Effect::Answer(Answer::Alive(reply))),
             Command::Stop { drain } => self.stop(drain),
@@ -72,7 +75,14 @@ impl Core {
         }
     }
 
-    pub(super) fn download(&mut self, namespace: Namespace, layout: Arc<Layout>, class: Class, reply: Reply<()>) {
+    pub(super) fn download(
+        &mut self,
+        namespace: Namespace,
+        layout: Arc<Layout>,
+        class: Class,
+        extent: Extent,
+        reply: Reply<()>,
+    ) {
         let digest = *layout.digest();
         if self.phase != Phase::Running {
             return self.answer(reply, Err(Error::Closed));
@@ -82,9 +92,15 @@ impl Core {
                 return self.answer(reply, Err(Error::LayoutDiffers(digest)));
             }
             download.class = download.class.max(class);
+            if extent == Extent::Whole {
+                download.extent = extent;
+            }
             match &mut download.swarm {
                 Some(swarm) => {
                     swarm.handle(self.now, swarm::Event::Class(swarm_class(download.class)));
+                    if extent == Extent::Whole {
+                        swarm.handle(self.now, swarm::Event::Whole);
+                    }
                     // Whoever asks again has the layout from somewhere: it is right, whatever two peers say.
                     if std::mem::take(&mut download.suspect) {
                         swarm.handle(self.now, swarm::Event::LayoutHolds);
@@ -99,7 +115,7 @@ impl Core {
         if self.downloads.len() >= DOWNLOADS_MAX {
             return self.answer(reply, Err(Error::Busy("table of downloads")));
         }
-        let mut download = Download::new(namespace.clone(), layout.clone(), class);
+        let mut download = Download::new(namespace.clone(), layout.clone(), class, extent);
         download.beginners.push(reply);
         self.downloads.insert(digest, download);
         self.setup.active.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +153,12 @@ impl Core {
         let mut config = swarm::Config::new(self.setup.id, self.setup.seed ^ self.next_id);
         config.accept_max = config.accept_max.max(config.degree);
         let geometry = blob.layout().geometry();
-        let mut swarm = Swarm::new(config, geometry, piece_set(&blob), swarm_class(download.class));
+        let make = match download.extent {
+            Extent::Whole => Swarm::new,
+            Extent::Ranges => Swarm::of_ranges,
+        };
+        let mut swarm = make(config, geometry, piece_set(&blob), swarm_class(download.class));
+        download.busy = self.now;
         swarm.handle(
             self.now,
             swarm::Event::Budget { in_flight: swarm::share(self.setup.active.load(Ordering::Relaxed)) },
@@ -213,6 +234,9 @@ impl Core {
         if let Some(download) = self.downloads.get_mut(&digest) {
             download.dirty = false;
             download.prune(self.now);
+            if download.is_over(self.now) {
+                return self.retire(&digest);
+            }
         }
         while let Some(effect) = self.downloads.get_mut(&digest).and_then(|download| download.swarm.as_mut()?.poll()) {
             self.swarm_wants(digest, effect);
@@ -418,6 +442,25 @@ impl Core {
     /// The blob is to be deleted: nobody here may hold on to it.
     pub(super) fn forget(&mut self, digest: &Digest) {
         self.fail(digest, &Error::Stopped(*digest));
+        self.let_go(digest);
+    }
+
+    /// The ranges that were asked for are here and nobody reads: what is on disk stays, as long as there is room for it.
+    fn retire(&mut self, digest: &Digest) {
+        let Some(download) = self.remove_download(digest) else { return };
+        let (have, pieces) = progress(&download);
+        self.setup.notices.put(Notice {
+            digest: *digest,
+            namespace: download.namespace,
+            have,
+            pieces,
+            state: Active::Gone,
+        });
+        self.let_go(digest);
+    }
+
+    /// Nothing here holds on to a blob any more.
+    fn let_go(&mut self, digest: &Digest) {
         for slot in self.blobs.get(digest).map(|shared| shared.lanes.clone()).unwrap_or_default() {
             self.close_lane(slot);
         }

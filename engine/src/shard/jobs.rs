@@ -7,6 +7,7 @@ use crate::{
     job::{Job, Outcome, Stored},
     store::{self, Blob, PieceError},
 };
+use bytes::Bytes;
 use peer_proto::{
     Digest, PieceIndex,
     swarm::{self, Slot, Verdict},
@@ -140,14 +141,29 @@ impl Core {
         };
         swarm.handle(self.now, event);
         if let Some(bytes) = fresh {
-            // Readers keep buffers for as long as they like: with few left they get the bytes from the file instead.
-            let bytes = (!self.setup.pool.is_scarce()).then_some(&bytes);
-            self.effects.extend(download.feed(bytes.map(|bytes| (piece, bytes))).into_iter().map(Effect::Answer));
-            for shard in download.watchers.clone() {
-                self.effects.push_back(Effect::Tell { to: shard, message: Message::Progress { digest } });
-            }
-            self.announce(&digest);
+            self.pass_on(digest, piece, &bytes);
         }
         self.touch_download(digest);
+    }
+
+    /// A piece that is here came neither from a peer nor for one of our requests.
+    pub(super) fn supplied(&mut self, digest: Digest, piece: PieceIndex, bytes: &Bytes) {
+        let event = swarm::Event::Supplied { piece };
+        if self.downloads.get(&digest).is_some_and(|download| download.swarm.is_some()) {
+            self.tell_swarm(&digest, Some(event));
+            self.pass_on(digest, piece, bytes);
+        }
+    }
+
+    /// Readers get a piece that has just come, and everybody is told of it.
+    fn pass_on(&mut self, digest: Digest, piece: PieceIndex, bytes: &Bytes) {
+        let Some(download) = self.downloads.get_mut(&digest) else { return };
+        // Readers keep buffers for as long as they like: with few left they get the bytes from the file instead.
+        let bytes = (!self.setup.pool.is_scarce()).then_some(bytes);
+        self.effects.extend(download.feed(bytes.map(|bytes| (piece, bytes))).into_iter().map(Effect::Answer));
+        for shard in download.watchers.clone() {
+            self.effects.push_back(Effect::Tell { to: shard, message: Message::Progress { digest } });
+        }
+        self.announce(&digest);
     }
 }

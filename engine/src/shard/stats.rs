@@ -26,6 +26,11 @@ impl Gauge {
     pub(crate) fn set(&self, n: usize) {
         self.0.store(i64::try_from(n).unwrap_or(i64::MAX), Relaxed);
     }
+
+    #[cfg(test)]
+    pub(crate) fn value(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
 }
 
 macro_rules! stats {

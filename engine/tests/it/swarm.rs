@@ -9,6 +9,8 @@ on_both_drivers! {
         a_blob_goes_from_an_origin_to_an_agent
         an_image_of_sixty_layers_takes_one_connection_per_peer_and_shard
         a_stopped_download_is_gone_and_its_readers_know
+        a_range_of_a_cold_blob_takes_one_piece_and_a_second_is_read_beside_it
+        pieces_that_come_by_another_way_are_proven_and_go_to_readers
         notices_tell_of_a_download_from_its_start_to_its_end
     }
     alone {}
@@ -69,6 +71,66 @@ async fn a_stopped_download_is_gone_and_its_readers_know(driver: DriverChoice) {
     assert!(matches!(timely(end).await.unwrap(), Err(Error::Stopped(_) | Error::NotFound(_))));
     assert!(matches!(agent.handle.stat(layout.digest()).await.unwrap(), Stat::Absent));
     assert!(matches!(agent.handle.read(layout.digest(), 0..1).await, Err(Error::NotFound(_))));
+}
+
+async fn a_range_of_a_cold_blob_takes_one_piece_and_a_second_is_read_beside_it(driver: DriverChoice) {
+    let (origin, agent) = (Node::origin(driver), Node::agent(driver));
+    let blob = blob(40 * MIB + 5, 6);
+    let layout = origin.put(&blob).await;
+    let digest = *layout.digest();
+    let open = async |range: std::ops::Range<u64>| {
+        let reader = agent.handle.open(namespace(), layout.clone(), range).await;
+        agent.handle.peers(&digest, vec![origin.peer()]);
+        reader
+    };
+    let have = async || match agent.handle.stat(&digest).await.unwrap() {
+        Stat::Partial { have, .. } => have / MIB as u64,
+        stat => panic!("{stat:?}"),
+    };
+    let (mut first, mut second) = (open(5_000_000..5_001_000).await.unwrap(), open(0..10).await.unwrap());
+    let (first, second) = tokio::join!(timely(first.next()), timely(second.next()));
+    assert_eq!(first.unwrap().unwrap(), blob.slice(5_000_000..5_001_000));
+    assert_eq!(second.unwrap().unwrap(), blob.slice(..10));
+    assert_eq!(have().await, 2);
+    // What is here is read without a download.
+    let mut again = open(5_000_100..5_000_200).await.unwrap();
+    assert_eq!(timely(again.next()).await.unwrap().unwrap(), blob.slice(5_000_100..5_000_200));
+    assert!(matches!(open(0..layout.length() + 1).await, Err(Error::Range(_))));
+    // Several parts of the blob are a wish for all of it.
+    let mut half = open(20 << 20..layout.length()).await.unwrap();
+    while let Some(bytes) = timely(half.next()).await {
+        bytes.unwrap();
+    }
+    timely(agent.handle.wait(&digest)).await.unwrap();
+    assert!(agent.read(&layout).await == blob);
+}
+
+async fn pieces_that_come_by_another_way_are_proven_and_go_to_readers(driver: DriverChoice) {
+    let (origin, agent) = (Node::origin(driver), Node::agent(driver));
+    let blob = blob(3 * MIB + 5, 7);
+    let layout = origin.put(&blob).await;
+    let digest = *layout.digest();
+    let mut reader = agent.handle.open(namespace(), layout.clone(), 0..layout.length()).await.unwrap();
+    let piece = |n: u32| layout.geometry().piece(n).unwrap();
+    let bytes = |n: u32| {
+        let range = layout.geometry().range(piece(n));
+        blob.slice(range.start as usize..range.end as usize)
+    };
+    for (n, wrong) in [(0, bytes(1)), (1, bytes(1).slice(1..)), (3, bytes(0))] {
+        let refused = agent.handle.supply(&digest, piece(n), wrong).await;
+        assert!(matches!(refused, Err(Error::WrongPiece { .. })), "{refused:?}");
+    }
+    let mut read = Vec::new();
+    for n in [2, 0, 1, 3] {
+        assert!(agent.handle.supply(&digest, piece(n), bytes(n)).await.unwrap());
+        assert!(!agent.handle.supply(&digest, piece(n), bytes(n)).await.unwrap(), "again");
+    }
+    while let Some(part) = timely(reader.next()).await {
+        read.extend_from_slice(&part.unwrap());
+    }
+    assert!(read == blob);
+    timely(agent.handle.wait(&digest)).await.unwrap();
+    assert!(!agent.handle.supply(&digest, piece(0), bytes(0)).await.unwrap(), "it is whole");
 }
 
 async fn notices_tell_of_a_download_from_its_start_to_its_end(driver: DriverChoice) {

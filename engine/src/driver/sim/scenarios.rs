@@ -56,6 +56,11 @@ impl World {
         self.nodes[node].stats.iter().map(|stats| of(stats)).sum()
     }
 
+    /// Downloads under way.
+    fn downloads(&self, node: usize) -> i64 {
+        self.nodes[node].stats.iter().map(|stats| stats.downloads.value()).sum()
+    }
+
     /// The node has the blob, durable under its name, byte for byte.
     fn assert_whole(&self, node: usize, layout: &Layout, blob: &Bytes) {
         let store = self.nodes[node].store.clone().unwrap();
@@ -143,6 +148,85 @@ fn a_reader_has_its_bytes_before_the_blob_is_whole_and_a_range_before_the_rest()
         let whole = world.read(1, &layout, 0..layout.length(), LONG).unwrap();
         assert!(whole == blob);
         world.answer(&mut end, LONG).expect("no end in sight").unwrap();
+    });
+}
+
+#[test]
+fn ranges_of_a_cold_blob_cost_their_pieces_and_leave_nothing_running() {
+    with_seeds(2, |seed| {
+        let mut world = World::new(seed);
+        world.node(origin());
+        world.node(agent());
+        let blob = blob(40, 5_000, seed);
+        let layout = world.put(0, &blob);
+        let digest = *layout.digest();
+        let length = layout.length();
+        world.download_ranges(1, &layout, &[0]);
+        let mut have = 0;
+        // In one piece; over an edge; at the end.
+        for (range, pieces) in
+            [(30 << 20..(30 << 20) + 1024, 1), ((10 << 20) - 5..(10 << 20) + 5, 2), (length - 9..length, 1)]
+        {
+            let read = world.read(1, &layout, range.clone(), LONG).unwrap();
+            assert!(read == blob[range.start as usize..range.end as usize]);
+            have += pieces;
+            assert_eq!(world.have(1, &digest), have);
+        }
+        let received = world.received_by(1);
+        world.run_for(LONG);
+        assert_eq!(world.have(1, &digest), have, "nobody wants more");
+        let since = world.received_by(1) - received;
+        assert!(since < 4096, "{since} bytes came, and not only pings");
+        assert_eq!(world.downloads(1), 0, "the download has ended");
+        let store = world.nodes[1].store.clone().unwrap();
+        let held = store.opened(&digest).map(|blob| Arc::strong_count(&blob));
+        assert_eq!(held, Some(2), "the store's and ours: it can be evicted");
+
+        // What is here is taken up again, and a reader of all of it gets all of it.
+        world.download_ranges(1, &layout, &[0]);
+        let whole = world.read(1, &layout, 0..length, LONG).unwrap();
+        assert!(whole == blob);
+        assert!(world.received_by(1) < length + length / 50, "{} bytes of {length} came", world.received_by(1));
+        world.run_for(SECOND);
+        world.assert_whole(1, &layout, &blob);
+        assert_eq!(world.downloads(1), 0);
+    });
+}
+
+#[test]
+fn readers_that_leave_their_ranges_unread_cost_little_more_than_the_blob() {
+    with_seeds(2, |seed| {
+        let mut world = World::new(seed);
+        world.net.bytes_per_s = 50 * MIB as u64;
+        world.node(origin());
+        world.node(agent());
+        let blob = blob(32, 77 * 8, seed);
+        let layout = world.put(0, &blob);
+        let digest = *layout.digest();
+        // As containerd does: each asks for all the rest, reads its share, and leaves.
+        let chunk = 4 * MIB as u64;
+        let mut starts: Vec<u64> = (0..layout.length().div_ceil(chunk)).map(|n| n * chunk).collect();
+        starts.reverse();
+        for start in starts {
+            world.download_ranges(1, &layout, &[0]);
+            let (alive, range) = (Arc::new(()), start..layout.length());
+            let weak = Arc::downgrade(&alive);
+            let mut opened = world.ask(1, &digest, |reply| crate::shard::command::Command::Read {
+                digest,
+                range: range.clone(),
+                alive: weak,
+                reply,
+            });
+            world.answer(&mut opened, LONG).unwrap().unwrap();
+            let read = world.read(1, &layout, start..(start + chunk).min(range.end), LONG).unwrap();
+            assert!(read == blob[start as usize..(start + chunk).min(range.end) as usize]);
+            drop(alive);
+        }
+        world.run_for(LONG);
+        world.assert_whole(1, &layout, &blob);
+        assert_eq!(world.downloads(1), 0);
+        let received = world.received_by(1);
+        assert!(received < layout.length() * 11 / 10, "{received} bytes came of {}", layout.length());
     });
 }
 
@@ -281,6 +365,7 @@ fn a_full_disk_is_refused_before_the_first_byte() {
     let class = Class::Foreground;
     let digest = *layout.digest();
     let mut begun = world.ask(agent, &digest, |reply| crate::shard::command::Command::Download {
+        extent: crate::shard::command::Extent::Whole,
         namespace,
         layout: layout.clone(),
         class,
