@@ -359,6 +359,11 @@ impl Handle {
         self.read(&digest, range).await
     }
 
+    /// Whether bytes of a blob are here, without asking the disk: false of a blob that nobody has opened.
+    pub fn has(&self, digest: &Digest, range: Range<u64>) -> bool {
+        self.inner.store.opened(digest).is_some_and(|blob| blob.is_whole() || blob.pieces().covers(range))
+    }
+
     /// Takes a piece of a blob being downloaded that came by another way than from a peer. Proven and stored like any other;
     /// readers have it when this returns. False where it was here already.
     pub async fn supply(&self, digest: &Digest, piece: PieceIndex, bytes: Bytes) -> Result<bool, Error> {

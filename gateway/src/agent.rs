@@ -3,7 +3,9 @@
 pub mod announcer;
 pub mod api;
 pub mod downloads;
+pub mod fallback;
 pub mod registry;
 
 pub use api::Api;
 pub use downloads::Downloads;
+pub use fallback::Fallback;

@@ -290,11 +290,18 @@ pub struct Download {
     pub refresh_wait: Span,
     /// Longest wait of a client for the next piece.
     pub piece_wait: Span,
+    /// Wait for the swarm to bring the next piece, after which it is fetched from the origins, where `cluster.origins` names them.
+    pub fallback_wait: Span,
 }
 
 impl Default for Download {
     fn default() -> Self {
-        Self { unreachable_wait: Span::secs(30), refresh_wait: Span::secs(900), piece_wait: Span::secs(300) }
+        Self {
+            unreachable_wait: Span::secs(30),
+            refresh_wait: Span::secs(900),
+            piece_wait: Span::secs(300),
+            fallback_wait: Span::secs(2),
+        }
     }
 }
 
@@ -469,14 +476,18 @@ impl Raw {
             engine: check.engine(false),
             zone: self.peer.zone.clone(),
             trackers: check.hosts("cluster.trackers", &self.cluster.trackers),
+            origins: self.cluster.origins.clone(),
+            replicas: check.replicas(),
             indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
             download: DownloadWaits {
                 unreachable: self.download.unreachable_wait.get(),
                 refresh: self.download.refresh_wait.get(),
                 piece: self.download.piece_wait.get(),
+                fallback: self.download.fallback_wait.get(),
             },
         };
         check.positive("download.piece_wait", self.download.piece_wait);
+        check.positive("download.fallback_wait", self.download.fallback_wait);
         check.done(agent)
     }
 
@@ -592,6 +603,10 @@ pub struct Agent {
     pub zone: String,
     /// At least one.
     pub trackers: Vec<HostPort>,
+    /// What the swarm does not bring is had from them; none where that is not wanted.
+    pub origins: Vec<HostPort>,
+    /// Origins that keep each blob.
+    pub replicas: NonZeroUsize,
     /// At least one.
     pub indexes: Vec<HostPort>,
     /// How long it waits.
@@ -607,6 +622,8 @@ pub struct DownloadWaits {
     pub refresh: Duration,
     /// A client, for the next piece.
     pub piece: Duration,
+    /// The swarm's time for the next piece, before it is fetched from elsewhere.
+    pub fallback: Duration,
 }
 
 /// A checked origin.

@@ -181,7 +181,12 @@ impl Node {
         let engine = self.engine(config.engine, &config.trackers)?;
         let trackers = client::Tracker::new(&config.trackers, self.http.clone()).context("cluster.trackers")?;
         let index = client::Index::new(config.indexes, self.http.clone());
-        let downloads = agent::Downloads::new(engine.clone(), trackers.clone(), config.download);
+        let mut sources: Vec<Arc<dyn agent::fallback::Source>> = Vec::new();
+        if !config.origins.is_empty() {
+            let cluster = self.origins(&config.origins, config.replicas.get(), CALLING)?;
+            sources.push(Arc::new(client::Origins::of(cluster, Duration::ZERO)));
+        }
+        let downloads = agent::Downloads::new(engine.clone(), trackers.clone(), config.download, sources);
         let content = agent::registry::Store::new(downloads.clone(), self.tags(&index));
         let names = Names::new(&config.common.upstreams, &config.common.mirror);
         let rules = registry::Rules { names, ..registry::Rules::default() };

@@ -7,7 +7,6 @@ use crate::{
     index::TagName,
     registry::range,
 };
-use engine::handle::Class;
 use hyper::{
     Method, StatusCode,
     header::{self, HeaderValue},
@@ -80,10 +79,11 @@ impl Api {
 
     /// Answers as soon as the length is known; the bytes follow as they arrive.
     async fn get(&self, request: &Request, namespace: &Namespace, digest: &Digest) -> Result<Response, Error> {
-        let length = self.downloads.ensure(namespace, digest, Class::Foreground).await?.length();
+        let layout = self.downloads.find(namespace, digest).await?;
+        let length = layout.length();
         let part = wanted(request, length)?;
         let range = part.clone().unwrap_or(0..length);
-        let reader = self.downloads.read(digest, range.clone()).await?;
+        let reader = self.downloads.open(namespace, layout, range.clone()).await?;
         let mut response = Response::new(body(reader));
         describe(&mut response, digest);
         response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());

@@ -1,10 +1,12 @@
 //! From a digest to its bytes: asks the tracker what the blob looks like, has the engine download it, reads it while it comes.
 
+use super::fallback::{Fallback, Outcome, Source, Stretch};
 use crate::{
     client::{self, tracker},
     config::DownloadWaits,
     http::{self, Body},
 };
+use bytes::Bytes;
 use engine::handle::{Class, Handle, Reader, Stat};
 use futures_util::{
     FutureExt,
@@ -19,6 +21,7 @@ use prometheus_client::{
 use std::{
     collections::HashMap,
     ops::Range,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -79,6 +82,7 @@ struct Inner {
     engine: Handle,
     tracker: client::Tracker,
     waits: DownloadWaits,
+    fallback: Fallback,
     lookups: Mutex<Lookups>,
     asked: Family<AskedLabels, Counter>,
 }
@@ -89,9 +93,10 @@ struct AskedLabels {
 }
 
 impl Downloads {
-    /// Blobs of this engine, looked up at these trackers.
-    pub fn new(engine: Handle, tracker: client::Tracker, waits: DownloadWaits) -> Self {
-        let inner = Inner { engine, tracker, waits, lookups: Mutex::default(), asked: Family::default() };
+    /// Blobs of this engine, looked up at these trackers. What the swarm does not bring in time is had from the sources.
+    pub fn new(engine: Handle, tracker: client::Tracker, waits: DownloadWaits, sources: Vec<Arc<dyn Source>>) -> Self {
+        let fallback = Fallback::new(engine.clone(), sources, waits.fallback);
+        let inner = Inner { engine, tracker, waits, fallback, lookups: Mutex::default(), asked: Family::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -99,6 +104,7 @@ impl Downloads {
     pub fn register(&self, registry: &mut Registry) {
         let help = "Blobs asked for, by whether they were here, had to be downloaded, or cannot be had";
         registry.register("agent_blobs_asked", help, self.inner.asked.clone());
+        self.inner.fallback.register(registry);
     }
 
     /// The engine that the blobs are in.
@@ -114,39 +120,37 @@ impl Downloads {
         }
     }
 
-    /// Sees to it that a blob is here or on its way; its layout. From then on it can be read.
-    pub async fn ensure(&self, namespace: &Namespace, digest: &Digest, class: Class) -> Result<Arc<Layout>, Error> {
-        let ensured = self.try_ensure(namespace, digest, class).await;
-        let result = match &ensured {
-            Ok((_, true)) => "here",
-            Ok((_, false)) => "download",
+    /// As [`Self::layout`], for a client that is about to read: it counts.
+    pub async fn find(&self, namespace: &Namespace, digest: &Digest) -> Result<Arc<Layout>, Error> {
+        let found = match self.inner.engine.stat(digest).await? {
+            Stat::Whole { layout } => Ok((layout, "here")),
+            Stat::Partial { layout, .. } => Ok((layout, "download")),
+            Stat::Absent => self.lookup(namespace, digest).await.map(|layout| (layout, "download")),
+        };
+        let result = match &found {
+            Ok((_, result)) => result,
             Err(Error::NotFound(_)) => "unknown",
             Err(_) => "failed",
         };
         self.inner.asked.get_or_create(&AskedLabels { result }).inc();
-        ensured.map(|(layout, _)| layout)
+        found.map(|(layout, _)| layout)
     }
 
-    async fn try_ensure(
-        &self,
-        namespace: &Namespace,
-        digest: &Digest,
-        class: Class,
-    ) -> Result<(Arc<Layout>, bool), Error> {
-        let layout = match self.inner.engine.stat(digest).await? {
-            Stat::Whole { layout } => return Ok((layout, true)),
-            Stat::Partial { layout, .. } => layout,
-            Stat::Absent => self.lookup(namespace, digest).await?,
-        };
-        self.inner.engine.download(namespace.clone(), layout.clone(), class).await?;
-        Ok((layout, false))
+    /// Sees to it that all of a blob is here or on its way.
+    pub async fn ensure(&self, namespace: &Namespace, digest: &Digest, class: Class) -> Result<(), Error> {
+        let layout = self.find(namespace, digest).await?;
+        if !matches!(self.inner.engine.stat(digest).await?, Stat::Whole { .. }) {
+            self.inner.engine.download(namespace.clone(), layout, class).await?;
+        }
+        Ok(())
     }
 
-    /// Opens a range of a blob for a client that waits; the blob is here or on its way, see [`Self::ensure`].
-    pub async fn read(&self, digest: &Digest, range: Range<u64>) -> Result<Reader, Error> {
-        let mut reader = self.inner.engine.read(digest, range).await?;
+    /// Opens a range of a blob for a client that waits. What is not here of it is downloaded.
+    pub async fn open(&self, namespace: &Namespace, layout: Arc<Layout>, range: Range<u64>) -> Result<Reading, Error> {
+        let mut reader = self.inner.engine.open(namespace.clone(), layout.clone(), range.clone()).await?;
         reader.patience(self.inner.waits.piece);
-        Ok(reader)
+        let (fallback, namespace) = (self.inner.fallback.clone(), namespace.clone());
+        Ok(Reading { reader, wait: fallback.wait(), fallback, namespace, layout, rest: range, stretch: None })
     }
 
     /// The layout from the trackers, one lookup for all who wait for the same.
@@ -212,8 +216,57 @@ impl Downloads {
     }
 }
 
+/// Bytes of a blob for a client, from the swarm as long as it brings them.
+pub struct Reading {
+    reader: Reader,
+    fallback: Fallback,
+    namespace: Namespace,
+    layout: Arc<Layout>,
+    rest: Range<u64>,
+    /// How long the swarm has for the next piece; not at all once it brought nothing of a stretch.
+    wait: Option<Duration>,
+    /// What is on its way by another way.
+    stretch: Option<Stretch>,
+}
+
+impl Reading {
+    /// The next bytes, at most a piece; none at the end of the range.
+    pub async fn next(&mut self) -> Option<Result<Bytes, engine::Error>> {
+        let Self { reader, fallback, namespace, layout, rest, wait, stretch } = self;
+        let mut next = pin!(reader.next());
+        let bytes = loop {
+            if let Some(running) = stretch.take_if(|running| running.end <= rest.start) {
+                drop(running);
+            }
+            let Some(patience) = *wait else { break next.await };
+            let Some(running) = stretch.as_ref() else {
+                match tokio::time::timeout(patience, &mut next).await {
+                    Ok(bytes) => break bytes,
+                    Err(_) => *stretch = Some(fallback.fetch(namespace, layout, rest.clone())),
+                }
+                continue;
+            };
+            tokio::select! {
+                biased;
+                bytes = &mut next => break bytes,
+                outcome = running.done.clone() => {
+                    *stretch = None;
+                    *wait = match outcome {
+                        Outcome::Fetched => Some(Duration::ZERO),
+                        Outcome::Revived | Outcome::Failed => fallback.wait(),
+                    };
+                }
+            }
+        };
+        if let Some(Ok(bytes)) = &bytes {
+            rest.start += bytes.len() as u64;
+        }
+        bytes
+    }
+}
+
 /// A reader's bytes as the body of an answer. A failure in mid-way ends the connection, so that no short body looks whole.
-pub fn body(reader: Reader) -> Body {
+pub fn body(reader: Reading) -> Body {
     http::stream(futures_util::stream::unfold(reader, |mut reader| async {
         let bytes = reader.next().await?;
         if let Err(error) = &bytes {

@@ -28,13 +28,13 @@ impl Content for Store {
 
     async fn read(&self, repository: &Repository, digest: &Digest, spec: Option<Spec>) -> Result<Part, Failure> {
         self.tags.admits(repository, digest).await?;
-        let layout = self.downloads.ensure(repository.namespace(), digest, Class::Foreground).await.map_err(failure)?;
+        let layout = self.downloads.find(repository.namespace(), digest).await.map_err(failure)?;
         let total = layout.length();
         let range = match spec {
             None => 0..total,
             Some(spec) => spec.resolve(total).ok_or(Failure::Range(total))?,
         };
-        let reader = self.downloads.read(digest, range.clone()).await.map_err(failure)?;
+        let reader = self.downloads.open(repository.namespace(), layout, range.clone()).await.map_err(failure)?;
         Ok(Part { total, range, bytes: downloads::body(reader) })
     }
 
@@ -60,7 +60,7 @@ impl Content for Store {
     }
 
     async fn warm(&self, repository: &Repository, digest: &Digest) -> Result<(), Failure> {
-        self.downloads.ensure(repository.namespace(), digest, Class::Background).await.map(drop).map_err(failure)
+        self.downloads.ensure(repository.namespace(), digest, Class::Background).await.map_err(failure)
     }
 }
 
@@ -86,7 +86,8 @@ fn failure(error: downloads::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::{
-        client::{Index, Tracker},
+        agent::{Api, fallback::Source},
+        client::{Index, Origins, Tracker, cluster::CALLING},
         config::{DownloadWaits, HostPort},
         http::{self, Client},
         registry::{
@@ -144,17 +145,47 @@ mod tests {
             Peer { id: self.engine.id(), addr: self.engine.peer_addr(), origin: self.origin }
         }
 
+        /// Its downloads, with no tracker to be reached. What the swarm does not bring within `fallback` comes from the origins.
+        fn downloads(&self, origins: &[HostPort], fallback: Duration, piece: Duration) -> Downloads {
+            let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece, fallback };
+            let http = Client::default();
+            let tracker = Tracker::new(&[nobody()], http.clone()).unwrap();
+            let mut sources: Vec<Arc<dyn Source>> = Vec::new();
+            if !origins.is_empty() {
+                sources.push(Arc::new(Origins::new(origins, 1, CALLING, Duration::ZERO, &http).unwrap()));
+            }
+            Downloads::new(self.engine.clone(), tracker, waits, sources)
+        }
+
         /// A registry of this node, with neither tracker nor index to be reached.
         async fn registry(&self) -> Server<Service<Store>> {
-            // A port that nobody listens on: bound once, then free again.
-            let nobody = HostPort::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
-            let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece: PATIENCE };
-            let http = Client::default();
-            let tracker = Tracker::new(std::slice::from_ref(&nobody), http.clone()).unwrap();
-            let tags = Tags::new(Index::new(vec![nobody], http));
-            let downloads = Downloads::new(self.engine.clone(), tracker, waits);
-            Server::start(Service::new(Store::new(downloads, tags), Rules::default())).await
+            serve(self.downloads(&[], PATIENCE, PATIENCE)).await
         }
+
+        /// What its blobs are served by to whoever asks for ranges of them.
+        async fn blobs(&self) -> Server<Api> {
+            let index = Index::new(vec![nobody()], Client::default());
+            Server::start(Api::new(self.downloads(&[], PATIENCE, PATIENCE), index)).await
+        }
+
+        /// Pieces it has of a blob.
+        async fn have(&self, layout: &Layout) -> u64 {
+            match self.engine.stat(layout.digest()).await.unwrap() {
+                Stat::Partial { have, .. } => have.div_ceil(u64::from(layout.geometry().piece_length())),
+                Stat::Whole { .. } => u64::from(layout.geometry().pieces()),
+                Stat::Absent => 0,
+            }
+        }
+    }
+
+    /// A port that nobody listens on: bound once, then free again.
+    fn nobody() -> HostPort {
+        HostPort::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
+    }
+
+    async fn serve(downloads: Downloads) -> Server<Service<Store>> {
+        let tags = Tags::new(Index::new(vec![nobody()], Client::default()));
+        Server::start(Service::new(Store::new(downloads, tags), Rules::default())).await
     }
 
     fn namespace() -> Namespace {
@@ -199,6 +230,78 @@ mod tests {
         assert!(many.windows(10).any(|window| window == &content[..10]));
         agent.engine.wait(&digest).await.unwrap();
         assert!(registry.get(&path).await.body == content, "and again from here");
+    }
+
+    #[tokio::test]
+    async fn ranges_of_a_blob_that_is_not_here_bring_the_pieces_they_need() {
+        let (seeder, agent) = (Node::start(true), Node::start(false));
+        let content = bytes(60 << 20);
+        let layout = seeder.put(&content).await;
+        let digest = *layout.digest();
+        // The agent knows the blob, and has nothing of it.
+        drop(agent.engine.open(namespace(), layout.clone(), 0..0).await.unwrap());
+        agent.engine.peers(&digest, vec![seeder.peer()]);
+        let registry = agent.registry().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        let get = async |range: &str| registry.send("GET", &path, &[("range", range)], "").await;
+        assert_eq!(registry.send("HEAD", &path, &[], "").await.header("content-length"), content.len().to_string());
+        assert_eq!(agent.have(&layout).await, 0, "a HEAD downloads nothing");
+
+        let answer = get("bytes=50000000-50001023").await;
+        assert_eq!((answer.status, &answer.body), (206, &content.slice(50_000_000..50_001_024)));
+        assert_eq!(agent.have(&layout).await, 1);
+        let answer = get("bytes=-1024").await;
+        assert_eq!((answer.status, &answer.body), (206, &content.slice(content.len() - 1024..)));
+        assert_eq!(agent.have(&layout).await, 2);
+        let answer = get(&format!("bytes={}-", content.len() - (2 << 20))).await;
+        assert_eq!((answer.status, &answer.body), (206, &content.slice(content.len() - (2 << 20)..)));
+        assert_eq!(agent.have(&layout).await, 3, "an open end is two pieces here, one of which was there");
+        let many: Vec<String> = (10..20).map(|n| format!("{0}-{0}", n << 21)).collect();
+        let answer = get(&format!("bytes={}", many.join(","))).await;
+        assert_eq!(answer.status, 206);
+        assert_eq!(answer.body.len().to_string(), answer.header("content-length"));
+        assert_eq!(agent.have(&layout).await, 13);
+        // The same again, warm: nothing comes.
+        assert_eq!(get("bytes=50000000-50001023").await.body, content.slice(50_000_000..50_001_024));
+        assert_eq!(agent.have(&layout).await, 13);
+        // All of it, from where it stands.
+        assert!(registry.get(&path).await.body == content);
+        agent.engine.wait(&digest).await.unwrap();
+        assert_eq!(get("bytes=1-3").await.body, content.slice(1..4));
+    }
+
+    #[tokio::test]
+    async fn where_the_swarm_brings_nothing_an_answer_goes_on_from_the_origins() {
+        let (origin, agent) = (Node::start(true), Node::start(false));
+        let content = bytes(20 << 20);
+        let layout = origin.put(&content).await;
+        let digest = *layout.digest();
+        drop(agent.engine.open(namespace(), layout.clone(), 0..0).await.unwrap());
+        let blobs = origin.blobs().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        let origins = [HostPort::from(blobs.addr)];
+        let registry = serve(agent.downloads(&origins, Duration::from_millis(20), PATIENCE)).await;
+
+        let answer = registry.send("GET", &path, &[("range", "bytes=9000000-9000999")], "").await;
+        assert_eq!((answer.status, &answer.body), (206, &content.slice(9_000_000..9_001_000)));
+        assert_eq!(agent.have(&layout).await, 1, "no more than was asked for");
+        let (one, two) = tokio::join!(registry.get(&path), registry.get(&path));
+        assert!(one.body == content && two.body == content);
+        agent.engine.wait(&digest).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_finished_is_cut() {
+        let agent = Node::start(false);
+        let layout = Node::start(true).put(&bytes(5 << 20)).await;
+        let digest = *layout.digest();
+        drop(agent.engine.open(namespace(), layout.clone(), 0..0).await.unwrap());
+        let soon = Duration::from_millis(50);
+        let registry = serve(agent.downloads(&[nobody()], soon, soon * 4)).await;
+        let uri = format!("http://{}/v2/lib/app/blobs/{digest}", registry.addr).parse().unwrap();
+        let answer = Client::default().get(uri, PATIENCE).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(answer.into_body().collect().await.is_err());
     }
 
     #[tokio::test]

@@ -23,6 +23,8 @@ use uuid::Uuid;
 
 /// What blobs are to HTTP.
 const BLOB_TYPE: &str = "application/octet-stream";
+/// Parts of one answer that are opened while one before them is still sent: what is not here is then on its way.
+const PARTS_AHEAD: usize = 8;
 /// Content under a digest never changes: a year.
 const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000");
 
@@ -76,7 +78,7 @@ impl<C: Content> Service<C> {
         Ok(bare(StatusCode::ACCEPTED, []))
     }
 
-    /// The parts of a multipart answer and its end, each opened when the one before has been sent.
+    /// The parts of a multipart answer and its end, a few opened ahead of what is sent.
     fn parts(
         self: Arc<Self>,
         repository: Repository,
@@ -86,14 +88,14 @@ impl<C: Content> Service<C> {
     ) -> impl Stream<Item = Result<Bytes, BoxError>> {
         let tail = Bytes::from(frame.tail());
         let service = self;
-        let parts = stream::iter(ranges).then(move |range| {
+        let parts = stream::iter(ranges).map(move |range| {
             let (service, repository, head) = (service.clone(), repository.clone(), Bytes::from(frame.head(&range)));
             async move {
                 let part = service.content.read(&repository, &digest, Some(spec(&range))).await?;
                 Ok::<_, BoxError>(stream::once(async { Ok(head) }).chain(data(part.bytes)))
             }
         });
-        let parts = parts.flat_map(|part| match part {
+        let parts = parts.buffered(PARTS_AHEAD).flat_map(|part| match part {
             Ok(part) => part.left_stream(),
             Err(error) => stream::once(async { Err(error) }).right_stream(),
         });
