@@ -6,8 +6,8 @@
 //! - Each peer handed out is the one with the fewest links of [`DRAWS`] drawn at random, so that the least connected are filled first
 //!   while the graph stays random. A link is counted at both ends when it is handed out, and the count is put right by the
 //!   next announce of either.
-//! - A newcomer to a large swarm gets half of what it wants; later ones will dial it. What is missing then it gets at
-//!   its next announce, which comes sooner.
+//! - A newcomer to a large swarm gets [`NEWCOMER_PERCENT`] of what it wants; later ones will dial it. What is missing then it gets at
+//!   its next announce, which comes soon: hosts that want peers are told a short interval, stretched by their number.
 //! - Origins come from the ring of the blob. Each is given to at most [`Config::origin_links`] unfinished hosts at a time, one to a
 //!   host in a large swarm; who finishes makes room for the next. Once somebody else has the whole blob, only those get one who are
 //!   still short of peers at their second announce: their first peers may be dead.
@@ -34,6 +34,10 @@ use core::{net::SocketAddr, time::Duration};
 
 /// Members drawn for each one handed out.
 const DRAWS: usize = 4;
+/// Part of the peers it wants that a newcomer gets at once. The least connected are the last to come, so that whoever fills its degree from
+/// those present links with hosts that came just before it: a chain in the order of arrival, along which pieces travel slowly. What is left open
+/// now goes to later ones and, at the next announce, to anybody. At 2,600 hosts the start costs the least at 30; half and less than a quarter cost more.
+const NEWCOMER_PERCENT: usize = 30;
 /// Swarms up to this size are handed out whole, origins included.
 const SMALL: usize = 8;
 /// Peers with whom a host needs no origin where the blob is whole at another.
@@ -61,7 +65,7 @@ pub struct Config {
     pub replicas: usize,
     /// Silence after which a host is forgotten.
     pub ttl: Duration,
-    /// Interval told to hosts that want peers.
+    /// Interval told to hosts that want peers, at least [`crate::announce::INTERVAL_MIN`].
     pub interval_wanting: Duration,
     /// Interval told to other downloading hosts.
     pub interval_leeching: Duration,
@@ -85,7 +89,7 @@ impl Default for Config {
             origin_links: 10,
             replicas: 3,
             ttl: Duration::from_secs(100),
-            interval_wanting: Duration::from_millis(500),
+            interval_wanting: crate::announce::INTERVAL_MIN,
             interval_leeching: Duration::from_secs(5),
             interval_seeding: Duration::from_secs(30),
             rate_max: 10_000,
@@ -165,6 +169,8 @@ pub struct Handout {
     swarms: Slab<Swarm>,
     by_digest: BTreeMap<Digest, u32>,
     members: usize,
+    /// Hosts whose last announce wanted peers.
+    wanting: usize,
     effects: VecDeque<Effect>,
     sweep_at: Option<Instant>,
 }
@@ -179,6 +185,8 @@ struct Host {
     candidate: Candidate,
     zone: u16,
     seen: Instant,
+    /// Its last announce wanted peers.
+    wants: bool,
     /// By swarm.
     spots: Vec<Spot>,
 }
@@ -232,6 +240,7 @@ impl Handout {
             swarms: Slab::new(),
             by_digest: BTreeMap::new(),
             members: 0,
+            wanting: 0,
             effects: VecDeque::new(),
             sweep_at: None,
         }
@@ -304,7 +313,7 @@ impl Handout {
             return Response { interval: self.config.interval_seeding, resend: false, blobs: Vec::new() };
         };
         let mut blobs = Vec::new();
-        let mut unsatisfied = false;
+        let mut wants = false;
         for blob in &request.blobs {
             match blob.state {
                 State::Gone => self.leave(host, &blob.digest),
@@ -314,7 +323,7 @@ impl Handout {
                 State::Leeching { peers, want, .. } => {
                     let Some((swarm, newcomer)) = self.join(host, &blob.digest, peers, false) else { continue };
                     if want > 0 {
-                        unsatisfied = true;
+                        wants = true;
                         let named = self.choose(now, swarm, host, usize::from(want), peers, newcomer);
                         if !named.is_empty() {
                             blobs.push((blob.digest, named));
@@ -323,22 +332,25 @@ impl Handout {
                 }
             }
         }
-        let interval = self.interval(host, unsatisfied);
+        self.wanting = self.wanting + usize::from(wants) - usize::from(self.hosts[host].wants);
+        self.hosts[host].wants = wants;
+        let interval = self.interval(host);
         if self.hosts[host].spots.is_empty() {
             self.forget(host);
         }
         Response { interval, resend, blobs }
     }
 
-    fn interval(&self, host: u32, unsatisfied: bool) -> Duration {
+    fn interval(&self, host: u32) -> Duration {
         let leeching = self.hosts[host].spots.iter().any(|spot| !self.member(host, spot).seed);
-        let base = match (unsatisfied, leeching) {
-            (true, _) => self.config.interval_wanting,
-            (false, true) => self.config.interval_leeching,
-            (false, false) => self.config.interval_seeding,
+        // Those that want peers come the most often by far: only they matter to each other.
+        let (base, as_often) = match (self.hosts[host].wants, leeching) {
+            (true, _) => (self.config.interval_wanting, self.wanting),
+            (false, true) => (self.config.interval_leeching, self.by_id.len()),
+            (false, false) => (self.config.interval_seeding, self.by_id.len()),
         };
-        let hosts = u32::try_from(self.by_id.len()).unwrap_or(u32::MAX);
-        base.max(Duration::from_secs(1) * hosts / self.config.rate_max.max(1))
+        let as_often = u32::try_from(as_often).unwrap_or(u32::MAX);
+        base.max(Duration::from_secs(1) * as_often / self.config.rate_max.max(1))
     }
 
     fn host(&mut self, now: Instant, node: &Node) -> Option<u32> {
@@ -361,7 +373,7 @@ impl Handout {
         if self.by_id.len() >= self.config.hosts_max {
             return None;
         }
-        let host = self.hosts.insert(Host { candidate, zone, seen: now, spots: Vec::new() });
+        let host = self.hosts.insert(Host { candidate, zone, seen: now, wants: false, spots: Vec::new() });
         self.by_id.insert(node.id, host);
         Some(host)
     }
@@ -371,7 +383,8 @@ impl Handout {
         for spot in core::mem::take(&mut self.hosts[host].spots) {
             self.unseat(host, &spot);
         }
-        let id = self.hosts[host].candidate.id;
+        let Host { candidate: Candidate { id, .. }, wants, .. } = self.hosts[host];
+        self.wanting -= usize::from(wants);
         self.by_id.remove(&id);
         self.hosts.remove(host);
     }
@@ -487,8 +500,7 @@ impl Handout {
         };
         let mut named = self.name_origins(swarm, host, most, outside);
         named.truncate(want);
-        // Later ones will dial a newcomer, and give it the other half.
-        let share = if newcomer && !small { want.div_ceil(2) } else { want };
+        let share = if newcomer && !small { (want * NEWCOMER_PERCENT).div_ceil(100) } else { want };
         let in_zone = self.draw(swarm, group_at, host, share.saturating_sub(named.len()));
         named.extend(in_zone);
         if outside && named.len() < share && (0..self.origins.len()).all(|at| !self.ring.is_up(&self.origins[at].label))

@@ -96,7 +96,8 @@ pub struct Config {
     pub accept_max: u16,
     /// Outstanding requests at one peer, where there are enough of them.
     pub per_peer: u16,
-    /// Outstanding requests in all.
+    /// Outstanding requests in all. More make queues at uplinks, and all is asked for before a second neighbour can have it; with fewer the
+    /// throughput of a whole swarm comes and goes in waves.
     pub in_flight_max: u16,
     /// The same in bytes; two pieces are always allowed.
     pub in_flight_bytes_max: u64,
@@ -122,9 +123,9 @@ impl Config {
             degree: 10,
             accept_max: 14,
             per_peer: 2,
-            in_flight_max: 16,
+            in_flight_max: 12,
             in_flight_bytes_max: 128 << 20,
-            window_min: 48,
+            window_min: 32,
             window_exponent: 3,
             origin_exponent: 3,
             head_percent: 5,
@@ -527,6 +528,7 @@ impl Swarm {
         swarm.wanted.clear();
         swarm.effects.clear();
         swarm.told_want = 0;
+        swarm.complete_told = false;
         swarm.restore(Instant::ZERO);
         swarm
     }

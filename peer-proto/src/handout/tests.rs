@@ -140,6 +140,35 @@ fn a_zone_has_a_few_gateways_and_new_ones_for_the_dead() {
     assert_eq!(fed(&mut tracker, 20, 140..150), GATEWAYS_MAX, "the first ones were silent for 20 s");
 }
 
+#[test]
+fn a_newcomer_leaves_room_for_those_who_come_later() {
+    let mut tracker = Handout::new(Config::default());
+    for host in 0..40 {
+        ask(&mut tracker, secs(0), &request(host, 0, true, &[(1, leeching(0, 10))]));
+    }
+    let newcomer = request(40, 0, true, &[(1, leeching(0, 10))]);
+    assert_eq!(names(&ask(&mut tracker, secs(0), &newcomer)).0.len(), 3);
+    let again = names(&ask(&mut tracker, secs(0), &request(40, 0, false, &[(1, leeching(3, 7))]))).0.len();
+    assert!((5..=7).contains(&again), "{again}");
+}
+
+#[test]
+fn hosts_that_want_peers_come_often_and_are_slowed_by_their_own_number_alone() {
+    const HOSTS: u16 = 900;
+    let mut tracker = Handout::new(Config { rate_max: 3000, ..Config::default() });
+    for host in 0..HOSTS {
+        ask(&mut tracker, secs(0), &request(host, 0, true, &[(2, State::Seeding { peers: 0 })]));
+    }
+    let mut told = |host, state| ask(&mut tracker, secs(0), &request(host, 0, false, &[(1, state)])).interval;
+    assert_eq!(told(0, leeching(0, 10)), Duration::from_millis(100), "others are many, but they have what they want");
+    let last = (1..HOSTS).map(|host| told(host, leeching(0, 10))).last();
+    assert_eq!(last, Some(Duration::from_millis(300)));
+    (1..HOSTS).for_each(|host| {
+        told(host, leeching(10, 0));
+    });
+    assert_eq!(told(0, leeching(0, 10)), Duration::from_millis(100), "the others are content");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Announce { host: u16, zone: u8, full: bool, blobs: Vec<(u8, u8, u16)> },
@@ -187,6 +216,7 @@ fn check(tracker: &Handout) {
     }
     assert_eq!(members, tracker.size().members);
     assert_eq!(members, tracker.by_id.values().map(|host| tracker.hosts[*host].spots.len()).sum::<usize>());
+    assert_eq!(tracker.wanting, tracker.by_id.values().filter(|host| tracker.hosts[**host].wants).count());
 }
 
 proptest! {
