@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
     while let Some((&choice, rest)) = data.split_first() {
         data = rest;
         drain(&mut conn, now, choice);
-        now = now + Duration::from_millis(u64::from(choice));
+        now += Duration::from_millis(u64::from(choice));
         if conn.deadline().is_some_and(|at| at <= now) {
             conn.handle(now, Event::Tick);
         }
