@@ -384,7 +384,7 @@ mod tests {
         let answer: Value = serde_json::from_str(&body).unwrap();
         let seeder =
             json!({ "peer_id": vec![1u8; 20], "ip": "10.0.0.1", "port": 16001, "origin": false, "complete": false });
-        assert_eq!(answer, json!({ "peers": [seeder], "interval": 500_000_000 }));
+        assert_eq!(answer, json!({ "peers": [seeder], "interval": 100_000_000 }));
         assert_eq!(kraken(&addr, Method::GET, "/announce", asked.clone()).await.0, 200);
 
         let leeching = request(3, State::Leeching { have: 0, pieces: 4, peers: 0, want: 10 });
