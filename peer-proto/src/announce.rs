@@ -188,6 +188,9 @@ impl Tracker {
     }
 }
 
+/// All that is kept of a blob that is announced, beside a tree's slack of at most as much again.
+const _: () = assert!(size_of::<(Digest, Entry)>() <= 96);
+
 struct Entry {
     state: State,
     tracker: TrackerId,

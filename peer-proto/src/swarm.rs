@@ -125,7 +125,7 @@ impl Config {
             per_peer: 2,
             in_flight_max: 12,
             in_flight_bytes_max: 128 << 20,
-            window_min: 32,
+            window_min: 40,
             window_exponent: 3,
             origin_exponent: 3,
             head_percent: 5,

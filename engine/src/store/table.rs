@@ -34,6 +34,9 @@ pub(super) struct Table {
     pub(super) changes: u64,
 }
 
+/// All that is kept of a closed blob, beside a tree's slack of at most as much again: agents have hundreds of thousands.
+const _: () = assert!(size_of::<(Digest, Entry)>() <= 96);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Entry {
     pub(super) state: State,
