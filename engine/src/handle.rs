@@ -64,6 +64,9 @@ pub struct Config {
     pub mmap: bool,
     /// Peer traffic limits.
     pub limits: Limits,
+    /// How long a peer may be silent before its connection ends; [`conn::IDLE_MAX`](peer_proto::conn::IDLE_MAX) unless there is a
+    /// reason. Sound peers may be silent for [`conn::PING_AFTER`](peer_proto::conn::PING_AFTER).
+    pub peer_idle: Duration,
 }
 
 /// Peer traffic limits, bytes of pieces a second. None: as the network allows. Control messages are never held up.
@@ -720,6 +723,7 @@ mod tests {
             proof: Proof::Full,
             mmap: true,
             limits: Limits::default(),
+            peer_idle: peer_proto::conn::IDLE_MAX,
         }
     }
 

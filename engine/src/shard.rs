@@ -110,6 +110,8 @@ pub(crate) struct Setup {
     pub(crate) origin: bool,
     pub(crate) zone: Zone,
     pub(crate) port: Option<NonZeroU16>,
+    /// Silence of a peer that ends its connection.
+    pub(crate) peer_idle: Duration,
     /// This shard's number, and how many there are.
     pub(crate) index: usize,
     pub(crate) shards: usize,

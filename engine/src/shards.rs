@@ -74,6 +74,7 @@ impl Shards {
             origin: config.origin,
             zone: config.zone,
             port: NonZeroU16::new(config.advertise.unwrap_or(addr).port()),
+            peer_idle: config.peer_idle,
             index: 0,
             shards: count,
             seed,
@@ -333,6 +334,7 @@ mod tests {
             proof: Proof::Full,
             mmap: true,
             limits: Limits::default(),
+            peer_idle: peer_proto::conn::IDLE_MAX,
         }
     }
 

@@ -807,6 +807,7 @@ impl Check {
             },
             mmap: raw.mmap,
             limits: self.limits(),
+            peer_idle: peer_proto::conn::IDLE_MAX,
         }
     }
 

@@ -25,7 +25,7 @@
 //! cancelled, unless its channel is closed; until then it is remembered, and its piece, should it come, is thrown away.
 //!
 //! **Time.** A handshake has [`HANDSHAKE_TIME`]. Whoever wrote nothing for [`PING_AFTER`] sends PING; whoever read no frame for
-//! [`IDLE_MAX`] ends it. Within a body or a write under way, [`PROGRESS_MIN`] bytes (or its end) must pass every [`PROGRESS_TIME`].
+//! [`IDLE_MAX`] (or what [`Conn::idle_after`] sets) ends it. Within a body or a write under way, [`PROGRESS_MIN`] bytes (or its end) must pass every [`PROGRESS_TIME`].
 //! Limits of our own must not run against that clock: take tokens for sending before [`Event::Ready`], those for receiving before
 //! [`Conn::request`], and tell [`Event::Held`] while a piece waits for a buffer.
 
@@ -86,6 +86,8 @@ pub struct Conn {
     hello: Hello,
     stage: Stage,
     reading: Reading,
+    /// See [`Self::idle_after`].
+    idle: Duration,
     /// When the present body began and how it moves; in `Reading::Header`, when the last frame ended.
     pace: Pace,
     writer: Writer,
@@ -162,11 +164,19 @@ impl Conn {
             hello,
             stage: Stage::Handshake(Handshake { expect, deadline: now + HANDSHAKE_TIME }),
             reading: Reading::Header,
+            idle: IDLE_MAX,
             pace: Pace::new(now),
             writer: Writer::new(now),
             effects: VecDeque::new(),
             now,
         }
+    }
+
+    /// Ends it after another time of silence than [`IDLE_MAX`]. Nodes that have nothing else to say PING every [`PING_AFTER`], so a
+    /// shorter one ends sound connections as well.
+    #[must_use]
+    pub fn idle_after(self, idle: Duration) -> Self {
+        Self { idle, ..self }
     }
 
     fn say_hello(&mut self) {
@@ -372,7 +382,7 @@ impl Conn {
 
     fn read_deadline(&self) -> Instant {
         match self.reading {
-            Reading::Header => self.pace.since + IDLE_MAX,
+            Reading::Header => self.pace.since + self.idle,
             _ => self.pace.deadline(),
         }
     }

@@ -68,6 +68,7 @@ impl Node {
             proof: if self.proof_crc { Proof::Crc } else { Proof::Full },
             mmap: true,
             limits: Limits::default(),
+            peer_idle: peer_proto::conn::IDLE_MAX,
         })?;
         Ok((Builder::new_current_thread().enable_time().build()?, handle))
     }

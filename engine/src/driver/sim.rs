@@ -294,6 +294,7 @@ impl World {
                     id: place.id,
                     origin: place.origin,
                     zone: Zone::NONE,
+                    peer_idle: peer_proto::conn::IDLE_MAX,
                     port: NonZeroU16::new(place.addr.port()),
                     index,
                     shards,

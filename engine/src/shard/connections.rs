@@ -34,7 +34,7 @@ impl Core {
             return;
         }
         *self.accepted_from.entry(from.ip()).or_default() += 1;
-        let conn = Conn::accepted(self.now, self.hello());
+        let conn = Conn::accepted(self.now, self.hello()).idle_after(self.setup.peer_idle);
         self.links.insert(socket, Link::new(socket, conn, from, None));
         self.touch(socket);
     }
@@ -60,7 +60,7 @@ impl Core {
         }
         self.setup.stats.dials.add(1);
         let socket = self.next_socket();
-        let conn = Conn::dialled(self.now, self.hello(), Some(candidate.id));
+        let conn = Conn::dialled(self.now, self.hello(), Some(candidate.id)).idle_after(self.setup.peer_idle);
         let mut link = Link::new(socket, conn, candidate.addr, Some(candidate));
         link.waiting.push(digest);
         link.patience = Some(self.now + DIAL_TIME);

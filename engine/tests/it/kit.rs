@@ -42,6 +42,7 @@ pub(crate) fn config(dir: &TempDir, driver: DriverChoice) -> Config {
         proof: Proof::Full,
         mmap: true,
         limits: Limits::default(),
+        peer_idle: peer_proto::conn::IDLE_MAX,
     }
 }
 

@@ -129,6 +129,7 @@ mod tests {
                 proof: Proof::Full,
                 mmap: true,
                 limits: Limits::default(),
+                peer_idle: peer_proto::conn::IDLE_MAX,
             };
             Self { engine: engine::start(config).unwrap(), origin, _dir: dir }
         }

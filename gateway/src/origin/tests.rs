@@ -72,6 +72,7 @@ fn engine_config(dir: &Path) -> engine::handle::Config {
         proof: engine::handle::Proof::Full,
         mmap: true,
         limits: engine::handle::Limits::default(),
+        peer_idle: peer_proto::conn::IDLE_MAX,
     }
 }
 

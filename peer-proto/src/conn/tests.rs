@@ -690,6 +690,19 @@ fn silence_ends_it_after_a_minute() {
 }
 
 #[test]
+fn another_time_of_silence_may_be_set() {
+    let a = Conn::dialled(Instant::ZERO, Hello::new(id(1)), None).idle_after(7 * S);
+    let mut p = Pair::of(a, Conn::accepted(Instant::ZERO, Hello::new(id(2))));
+    p.run();
+    p.told(A);
+    assert_eq!(p.ends[A].conn.deadline(), Some(p.now + 7 * S));
+    p.now += 7 * S;
+    p.does(A, Event::Tick);
+    p.run();
+    assert_eq!(p.told(A)[0], "closed, fault Network: peer is too slow: silent");
+}
+
+#[test]
 fn a_header_that_trickles_in_is_no_sign_of_life() {
     let (mut p, on) = Pair::opened("....", "####");
     let start = p.now;
