@@ -13,7 +13,7 @@ use crate::{
     shards::Shards,
     store::{self, PieceError, Store},
     upload::{Uploads, Writer},
-    workers::Workers,
+    workers::{Lane, Workers},
 };
 use bytes::Bytes;
 use peer_proto::{Algorithm, Digest, Layout, Namespace, PeerId, PieceIndex, wire::Zone};
@@ -375,7 +375,8 @@ impl Handle {
             return Ok(false);
         }
         let (own, content) = (Arc::clone(&blob), bytes.clone());
-        let put = self.inner.workers.call(move |store| store.put(&own, piece, &content)).await?;
+        let put = self.inner.workers.start_call(Lane::Hash, move |store| store.put(&own, piece, &content))?;
+        let put = put.await.map_err(|_| Error::Closed)?;
         let fresh = put.map_err(|e| match e {
             PieceError::Proof(_) => Error::WrongPiece { digest: *digest, piece },
             PieceError::Gone => Error::Stopped(*digest),

@@ -4,6 +4,7 @@
 use crate::{
     buf::Buf,
     store::{Blob, Error, PieceError, ReadError, Store},
+    workers::Lane,
 };
 use bytes::Bytes;
 use peer_proto::{Digest, Layout, Namespace, PieceIndex};
@@ -86,6 +87,15 @@ pub struct Stored {
 }
 
 impl Job {
+    /// Who does it.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Self::Piece { .. } => Lane::Hash,
+            Self::Open { .. } | Self::Begin { .. } | Self::Finish { .. } | Self::Evict { .. } => Lane::Disk,
+            Self::Read { .. } => Lane::Fetch,
+        }
+    }
+
     /// Does the work, on the caller's thread.
     pub fn run(self, store: &Store) -> Outcome {
         match self {

@@ -5,7 +5,7 @@
 use crate::{
     handle::Error,
     store::{Blob, ReadError},
-    workers::Workers,
+    workers::{Lane, Workers},
 };
 use bytes::Bytes;
 use peer_proto::Digest;
@@ -55,7 +55,7 @@ impl Whole {
         let range = self.rest.start..self.rest.end.min(piece_end);
         let blob = Arc::clone(&self.blob);
         let part = range.clone();
-        let read = self.workers.start_call(move |store| store.read_or_allocate(&blob, part))?;
+        let read = self.workers.start_call(Lane::Disk, move |store| store.read_or_allocate(&blob, part))?;
         self.rest.start = range.end;
         Ok(read)
     }

@@ -8,7 +8,7 @@ use crate::{
     buf::{Buf, Pool},
     handle::Error,
     store::{Incoming, Store},
-    workers::Workers,
+    workers::{Lane, Workers},
 };
 use bytes::Bytes;
 use peer_proto::{Digest, Layout};
@@ -71,6 +71,15 @@ enum Step {
     Park,
     Commit(Digest, oneshot::Sender<Result<Arc<Layout>, Error>>),
     Abort(oneshot::Sender<Result<(), Error>>),
+}
+
+impl Step {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Write(_) => Lane::Hash,
+            Self::Park | Self::Commit(..) | Self::Abort(_) => Lane::Disk,
+        }
+    }
 }
 
 impl Writer {
@@ -181,26 +190,35 @@ impl Line {
     fn push(self: &Arc<Self>, steps: impl IntoIterator<Item = Step>) {
         let mut state = self.state();
         state.steps.extend(steps);
-        if state.running || state.steps.is_empty() {
-            return;
-        }
+        let Some(lane) = state.steps.front().map(Step::lane).filter(|_| !state.running) else { return };
         state.running = true;
         drop(state);
+        self.run_on(lane);
+    }
+
+    /// Has the threads of a lane go on with it.
+    fn run_on(self: &Arc<Self>, lane: Lane) {
         let line = Arc::clone(self);
         // One task an upload at most, and uploads are bounded.
-        if !self.uploads.workers.post(move |store| line.turn(store)) {
+        if !self.uploads.workers.post(lane, move |store| line.turn(lane, store)) {
             let mut state = self.state();
             state.steps.clear();
             state.failed = Some(Error::Closed);
         }
     }
 
-    fn turn(&self, store: &Store) {
+    fn turn(self: &Arc<Self>, lane: Lane, store: &Store) {
         let _unwinding = Unwinding(self);
         loop {
             let mut state = self.state();
-            let Some(step) = state.steps.pop_front() else {
-                state.running = false;
+            let Some(step) = state.steps.pop_front_if(|step| step.lane() == lane) else {
+                match state.steps.front().map(Step::lane) {
+                    Some(other) => {
+                        drop(state);
+                        self.run_on(other);
+                    }
+                    None => state.running = false,
+                }
                 return;
             };
             let Some(mut incoming) = state.incoming.take() else {

@@ -1,4 +1,7 @@
-//! The threads that hash and wait for the disk, and the bounded queue in front of them.
+//! The threads that hash, those that wait for the disk, and a bounded queue in front of each kind.
+//!
+//! They are apart because a wait says nothing of how busy the machine is: a blob that is made durable takes a disk seconds, in which
+//! pieces of others are to be proven, and pieces that are read while one is hashed cost it nothing.
 
 use crate::{
     handle::{self, Metric},
@@ -18,8 +21,16 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Jobs that wait at once. Those with a piece are bounded by the buffer pool before that.
+/// Jobs of one lane that wait at once. Those with a piece are bounded by the buffer pool before that.
 pub const QUEUE_MAX: usize = 4096;
+
+/// Threads of [`Lane::Disk`] and of [`Lane::Fetch`], each. As many reads keep a disk busy that has a queue of its own.
+const WAITING_THREADS: NonZeroUsize = NonZeroUsize::new(4).expect("not zero");
+
+/// Niceness of threads that fetch, beside that of the process: of a core that both want, a shard has nine tenths. Between two waits they
+/// copy a piece, and a shard that had to wait for that would keep all its connections waiting. Peers whose pieces are cold have the
+/// time.
+const FETCH_NICE: i32 = 10;
 
 /// Where outcomes go to that nobody awaits: a shard's inbox. Called on a worker thread, so it must not block.
 pub trait Sink: Send + Sync {
@@ -48,19 +59,42 @@ pub struct Work {
     pub reply: Reply,
 }
 
+/// Which threads do it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Those that there are about as many of as cores: for what hashes.
+    Hash,
+    /// Those that wait: for what makes, syncs, reads and removes files.
+    Disk,
+    /// Those that wait and step back: for pieces that are read for peers.
+    Fetch,
+}
+
+impl Lane {
+    const ALL: [Self; 3] = [Self::Hash, Self::Disk, Self::Fetch];
+}
+
 /// Worker threads. Dropping the last owner lets the queue run dry and ends them.
 pub struct Workers {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
     store: Arc<Store>,
-    queue: Mutex<Queue>,
-    ready: Condvar,
+    hash: Waiting,
+    disk: Waiting,
+    fetch: Waiting,
     done: AtomicU64,
     refused: AtomicU64,
     panicked: AtomicU64,
+}
+
+/// One lane's queue and its threads.
+#[derive(Default)]
+struct Waiting {
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -83,28 +117,38 @@ pub struct Refused {
 }
 
 impl Workers {
-    /// Starts `count` threads.
+    /// Starts `count` threads that hash, and those that wait for the disk.
     pub fn start(count: NonZeroUsize, store: Arc<Store>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             store,
-            queue: Mutex::default(),
-            ready: Condvar::new(),
+            hash: Waiting::default(),
+            disk: Waiting::default(),
+            fetch: Waiting::default(),
             done: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
         });
-        let workers = Self { shared, threads: Mutex::default() };
-        for i in 0..count.get() {
-            let shared = Arc::clone(&workers.shared);
-            let thread = thread::Builder::new().name(format!("shoal-work-{i}")).spawn(move || shared.run())?;
-            workers.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        let workers = Self { shared };
+        for lane in Lane::ALL {
+            let (name, count) = match lane {
+                Lane::Hash => ("work", count),
+                Lane::Disk => ("disk", WAITING_THREADS),
+                Lane::Fetch => ("fetch", WAITING_THREADS),
+            };
+            for i in 0..count.get() {
+                let shared = Arc::clone(&workers.shared);
+                let thread =
+                    thread::Builder::new().name(format!("shoal-{name}-{i}")).spawn(move || shared.run(lane))?;
+                workers.shared.lane(lane).threads().push(thread);
+            }
         }
         Ok(workers)
     }
 
     /// Queues a job; gives it back where the queue is full.
     pub fn submit(&self, work: Work) -> Result<(), Box<Refused>> {
-        let mut queue = self.shared.queue();
+        let waiting = self.shared.lane(work.job.lane());
+        let mut queue = waiting.queue();
         let closed = queue.closed;
         if closed || queue.tasks.len() >= QUEUE_MAX {
             drop(queue);
@@ -112,21 +156,22 @@ impl Workers {
             return Err(Box::new(Refused { work, closed }));
         }
         queue.tasks.push_back(Task::Work(work));
-        self.shared.ready.notify_one();
+        waiting.ready.notify_one();
         Ok(())
     }
 
-    /// Runs something on a worker and awaits its result. It runs to its end whether or not that is still awaited.
+    /// Runs something that waits for the disk and awaits its result. It runs to its end whether or not that is still awaited.
     pub async fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&Store) -> T + Send + 'static,
     ) -> Result<T, handle::Error> {
-        self.start_call(call)?.await.map_err(|_| handle::Error::Closed)
+        self.start_call(Lane::Disk, call)?.await.map_err(|_| handle::Error::Closed)
     }
 
     /// Queues something to run on a worker; its result can be awaited later.
     pub(crate) fn start_call<T: Send + 'static>(
         &self,
+        lane: Lane,
         call: impl FnOnce(&Store) -> T + Send + 'static,
     ) -> Result<oneshot::Receiver<T>, handle::Error> {
         let (sender, result) = oneshot::channel();
@@ -134,7 +179,8 @@ impl Workers {
             // Nobody may be waiting any more.
             drop(sender.send(call(store)));
         });
-        let mut queue = self.shared.queue();
+        let waiting = self.shared.lane(lane);
+        let mut queue = waiting.queue();
         if queue.closed {
             return Err(handle::Error::Closed);
         }
@@ -143,24 +189,25 @@ impl Workers {
             return Err(handle::Error::Busy("worker queue"));
         }
         queue.tasks.push_back(Task::Call(call));
-        self.shared.ready.notify_one();
+        waiting.ready.notify_one();
         Ok(result)
     }
 
     /// Queues something beyond the bound: for callers that have a bound of their own. False where the workers are stopping.
-    pub(crate) fn post(&self, call: impl FnOnce(&Store) + Send + 'static) -> bool {
-        let mut queue = self.shared.queue();
+    pub(crate) fn post(&self, lane: Lane, call: impl FnOnce(&Store) + Send + 'static) -> bool {
+        let waiting = self.shared.lane(lane);
+        let mut queue = waiting.queue();
         if queue.closed {
             return false;
         }
         queue.tasks.push_back(Task::Call(Box::new(call)));
-        self.shared.ready.notify_one();
+        waiting.ready.notify_one();
         true
     }
 
     /// Jobs that wait.
     pub fn queued(&self) -> usize {
-        self.shared.queue().tasks.len()
+        Lane::ALL.map(|lane| self.shared.lane(lane).queue().tasks.len()).iter().sum()
     }
 
     /// Their figures.
@@ -176,13 +223,17 @@ impl Workers {
 
     /// Takes nothing more, and returns when all that was taken is done. Blocks.
     pub fn stop(&self) {
-        self.shared.queue().closed = true;
-        self.shared.ready.notify_all();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            // A worker catches what its jobs panic with. One that drops the last owner of its own pool cannot wait for itself.
-            if thread.thread().id() != thread::current().id() {
-                drop(thread.join());
+        // What hashes may end in what waits, and not the other way round.
+        for lane in Lane::ALL {
+            let waiting = self.shared.lane(lane);
+            waiting.queue().closed = true;
+            waiting.ready.notify_all();
+            let threads = std::mem::take(&mut *waiting.threads());
+            for thread in threads {
+                // A worker catches what its jobs panic with. One that drops the last owner of its own pool cannot wait for itself.
+                if thread.thread().id() != thread::current().id() {
+                    drop(thread.join());
+                }
             }
         }
     }
@@ -200,13 +251,51 @@ impl fmt::Debug for Workers {
     }
 }
 
-impl Shared {
+/// Lets shards go before the calling thread.
+fn step_back() {
+    // Of this thread alone, as Linux has it.
+    if let Err(error) = rustix::process::nice(FETCH_NICE) {
+        tracing::warn!(%error, "a thread that fetches has as large a share of its core as shards");
+    }
+}
+
+impl Waiting {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
-        while let Some(task) = self.next() {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Task> {
+        let mut queue = self.queue();
+        loop {
+            if let Some(task) = queue.tasks.pop_front() {
+                return Some(task);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Shared {
+    fn lane(&self, lane: Lane) -> &Waiting {
+        match lane {
+            Lane::Hash => &self.hash,
+            Lane::Disk => &self.disk,
+            Lane::Fetch => &self.fetch,
+        }
+    }
+
+    fn run(&self, lane: Lane) {
+        if lane == Lane::Fetch {
+            step_back();
+        }
+        while let Some(task) = self.lane(lane).next() {
             match task {
                 Task::Work(Work { job, reply }) => {
                     let outcome = self.caught(|| job.run(&self.store)).unwrap_or(Outcome::Panicked);
@@ -221,19 +310,6 @@ impl Shared {
                 }
             }
             self.done.fetch_add(1, Relaxed);
-        }
-    }
-
-    fn next(&self) -> Option<Task> {
-        let mut queue = self.queue();
-        loop {
-            if let Some(task) = queue.tasks.pop_front() {
-                return Some(task);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
