@@ -200,6 +200,11 @@ impl Send {
         self.control_sent == self.control.len() && self.body.is_empty()
     }
 
+    /// Bytes that have not gone.
+    pub(crate) fn len(&self) -> usize {
+        self.control.len() - self.control_sent + self.body.len()
+    }
+
     /// Books `n` bytes of [`Self::parts`] as gone.
     fn left(&mut self, n: usize) {
         let control = n.min(self.control.len() - self.control_sent);

@@ -3,5 +3,6 @@ mod buf;
 mod map;
 pub(crate) mod net;
 pub(crate) mod ring;
+pub(crate) mod sched;
 
 pub(crate) use map::Map;

@@ -6,7 +6,7 @@ use crate::{
     handle::{Class, Config, DriverChoice, Error, Metric, MetricValue, Notice, Peer},
     inbox::{self, Refused},
     limit::Meters,
-    net,
+    net, raw,
     shard::{
         Core, Outbox, Setup,
         command::{Command, Extent, Reply},
@@ -30,6 +30,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
+
+/// How long a shard's turn on its core is to be, where workers and others want it as well: the shortest there is, so that it gets the
+/// core when something comes and not when a worker has hashed and copied for its whole turn.
+const SLICE_NANOS: u64 = 100_000;
 
 /// The shards of one engine.
 pub(crate) struct Shards {
@@ -111,6 +115,9 @@ impl Shards {
         thread::Builder::new().name(format!("shoal-shard-{}", shard.index)).spawn(move || {
             if let Some(core) = core {
                 pin(core);
+            }
+            if let Err(error) = raw::sched::set_slice(SLICE_NANOS) {
+                tracing::warn!(%error, "shard has turns on its core as long as anybody's");
             }
             monoio::run(shard, |result| drop(started.send(result)));
             // Nobody may be waiting.

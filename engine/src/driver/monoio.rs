@@ -34,6 +34,11 @@ use std::{
 
 /// Messages taken from the inbox in one turn at most, so that sockets get theirs.
 const MESSAGES_PER_TURN: usize = 256;
+/// Sends up to this many bytes overtake those that are longer: control messages and small pieces.
+const SMALL_SEND: usize = 128 << 10;
+/// Times that a task gives way until the runtime has looked at its ring (or epoll): it does when twice as many tasks have run as there
+/// were, and one more.
+const ROUNDS: u32 = 3;
 /// Wait after an accept that failed for want of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 
@@ -130,6 +135,9 @@ struct Shell {
     /// Whether a turn is on its way.
     turning: Cell<bool>,
     sockets: RefCell<BTreeMap<SocketId, Rc<Socket>>>,
+    /// Long sends, one of which goes each turn: a connection that has a little to say, or to be told, waits for one of them and not
+    /// for all.
+    long_sends: RefCell<VecDeque<(SocketId, Send)>>,
     /// Tasks with a socket or the clock in their hands.
     tasks: Cell<usize>,
     clock: Clock,
@@ -190,6 +198,7 @@ impl Shell {
             events: RefCell::default(),
             turning: Cell::new(false),
             sockets: RefCell::default(),
+            long_sends: RefCell::default(),
             tasks: Cell::new(0),
             clock,
             deadline: Cell::new(None),
@@ -214,7 +223,12 @@ impl Shell {
     fn turn_soon(self: &Rc<Self>) {
         if !self.turning.replace(true) {
             let shell = self.clone();
-            monoio::spawn(async move { shell.turn() });
+            monoio::spawn(async move {
+                if !shell.long_sends.borrow().is_empty() {
+                    look_around().await;
+                }
+                shell.turn();
+            });
         }
     }
 
@@ -243,11 +257,15 @@ impl Shell {
         while let Some(effect) = core.poll() {
             self.carry_out(&mut core, effect);
         }
+        let long = self.long_sends.borrow_mut().pop_front();
+        if let Some((socket, op)) = long {
+            self.send(socket, op);
+        }
         if core.stopped() {
             self.stop();
         }
         self.set_deadline(core.deadline());
-        if left == 0 || !self.events.borrow().is_empty() {
+        if left == 0 || !self.events.borrow().is_empty() || !self.long_sends.borrow().is_empty() {
             self.turn_soon();
         }
     }
@@ -290,17 +308,7 @@ impl Shell {
                 }),
                 None => self.happened(Event::Received { socket, result: Err(io::ErrorKind::NotConnected.into()), op }),
             },
-            Effect::Send { socket, mut op } => match self.socket(socket) {
-                Some(held) => match try_send(&held, &mut op) {
-                    Err(Errno::AGAIN) => self.spawn(async move |shell| {
-                        let result = send(&held, &mut op).await;
-                        drop(held);
-                        shell.happened(Event::Sent { socket, result, op });
-                    }),
-                    result => self.happened(Event::Sent { socket, result: result.map_err(io::Error::from), op }),
-                },
-                None => self.happened(Event::Sent { socket, result: Err(io::ErrorKind::NotConnected.into()), op }),
-            },
+            Effect::Send { socket, op } => self.send_in_turn(socket, op),
             Effect::Close { socket } => {
                 if let Some(held) = self.sockets.borrow_mut().remove(&socket) {
                     net::shut(held.fd());
@@ -318,6 +326,29 @@ impl Shell {
                 // Messages only hasten what would happen anyway.
                 let _ = self.shards[to].try_send(Command::Told(message));
             }
+        }
+    }
+
+    /// Sends at once what is short; the rest waits for its turn.
+    fn send_in_turn(self: &Rc<Self>, socket: SocketId, op: Send) {
+        if op.len() <= SMALL_SEND {
+            self.send(socket, op);
+        } else {
+            self.long_sends.borrow_mut().push_back((socket, op));
+            self.turn_soon();
+        }
+    }
+
+    fn send(self: &Rc<Self>, socket: SocketId, mut op: Send) {
+        let Some(held) = self.socket(socket) else {
+            return self.happened(Event::Sent { socket, result: Err(io::ErrorKind::NotConnected.into()), op });
+        };
+        match try_send(&held, &mut op) {
+            Err(Errno::AGAIN) => self.spawn(async move |shell| match held.stream.writable(false).await {
+                Ok(()) => shell.send_in_turn(socket, op),
+                Err(error) => shell.happened(Event::Sent { socket, result: Err(error), op }),
+            }),
+            result => self.happened(Event::Sent { socket, result: result.map_err(io::Error::from), op }),
         }
     }
 
@@ -501,12 +532,16 @@ fn try_send(socket: &Socket, op: &mut Send) -> Result<usize, Errno> {
     Ok(sent)
 }
 
-async fn send(socket: &Socket, op: &mut Send) -> io::Result<usize> {
-    loop {
-        socket.stream.writable(false).await?;
-        match try_send(socket, op) {
-            Err(Errno::AGAIN) => {}
-            result => return result.map_err(io::Error::from),
+/// Lets the runtime look at what has become ready.
+async fn look_around() {
+    let mut left = ROUNDS;
+    std::future::poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(());
         }
-    }
+        left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
