@@ -28,6 +28,9 @@ const PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 /// Longest time between two looks at the connections' own deadlines.
 const TICK: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
+/// Niceness of a client that goes before the others, beside that of this program.
+const AHEAD: i32 = -10;
+
 /// What is asked of the node, and by how many.
 #[derive(Clone, clap::Args)]
 pub(crate) struct Load {
@@ -45,6 +48,9 @@ pub(crate) struct Load {
     /// Stop after so many milliseconds instead.
     #[arg(long)]
     for_ms: Option<u64>,
+    /// Go before the others on this side's cores, so that what is timed is the node. Needs the right to.
+    #[arg(long)]
+    ahead: bool,
     /// Let each connection begin at another piece.
     #[arg(long)]
     spread: bool,
@@ -52,6 +58,11 @@ pub(crate) struct Load {
 
 /// Connects and opens the blob on every connection; then, on `run`, pulls.
 pub(crate) fn peer_client(load: &Load) -> Result<()> {
+    if load.ahead
+        && let Err(error) = rustix::process::nice(AHEAD)
+    {
+        eprintln!("this client does not go before the others: {error}");
+    }
     let layout = Layout::decode(&std::fs::read(&load.layout)?)?;
     let mut clients = Clients { started: std::time::Instant::now(), links: Vec::new(), buffer: vec![0; CHUNK] };
     for i in 0..load.connections {

@@ -364,7 +364,7 @@ impl<'a> Table<'a> {
         let small = self.dir.join("small");
         make_blob(&small, SMALL_KIB << 10, 2)?;
         let beside = BESIDE_MS.to_string();
-        let hot = |told: &Seeder| self.peers(told, 1, 1, 1, &["--window", "1", "--for-ms", &beside]);
+        let hot = |told: &Seeder| self.peers(told, 1, 1, 1, &["--window", "1", "--ahead", "--for-ms", &beside]);
         let [alone, both] = self.turns.take("hot-beside-cold", ["alone", "beside cold"], |side| {
             let (mut seeder, told) = self.cold_seeder(&[&self.file, &small])?;
             // The first read brings it in.
