@@ -65,11 +65,7 @@ enum RoleName {
         file: PathBuf,
     },
     PeerClient(client::Load),
-    Seed {
-        #[command(flatten)]
-        node: node::Node,
-        files: Vec<PathBuf>,
-    },
+    Seed(node::Seeding),
     Leech {
         #[command(flatten)]
         node: node::Node,
@@ -92,7 +88,7 @@ pub(crate) fn role(args: &RoleArgs) -> Result<()> {
         RoleName::Hash { len } => raw::hash(*len),
         RoleName::DirectRead { file } => raw::direct_read(file),
         RoleName::PeerClient(load) => client::peer_client(load),
-        RoleName::Seed { node, files } => node::seed(node, files),
+        RoleName::Seed(seeding) => node::seed(seeding),
         RoleName::Leech { node, layout, peer, id } => node::leech(node, layout, *peer, *id),
     }
 }

@@ -436,6 +436,13 @@ impl LayoutBuilder {
         self.cut(geometry)
     }
 
+    /// As [`Self::finish`], with pieces of another length than a blob of this one has: a multiple of [`PIECE_LEN_MIN`] that a geometry
+    /// may have. None where it may not.
+    pub fn finish_in_pieces_of(self, piece_length: u32) -> Option<Layout> {
+        let geometry = Geometry::new(self.len(), piece_length).filter(|_| piece_length.is_multiple_of(self.unit))?;
+        Some(self.cut(geometry))
+    }
+
     /// Keeps the edges that a geometry asks for, whose piece length is a multiple of the unit.
     fn cut(mut self, geometry: Geometry) -> Layout {
         let tail = u64::from(self.since_edge);

@@ -193,6 +193,11 @@ impl Role {
         Ok(Self { child, input, output, ready: ready.trim().to_owned() })
     }
 
+    /// The child's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts the child's clock.
     pub(crate) fn mark(&mut self) -> Result<()> {
         self.tell("mark")?;

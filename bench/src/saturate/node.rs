@@ -12,6 +12,7 @@ use std::{
     io::Read,
     net::SocketAddr,
     num::NonZeroUsize,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +21,7 @@ use tokio::runtime::{Builder, Runtime};
 
 /// Longest stop of an engine.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Bytes handed to an upload at once.
+/// Bytes of a file hashed at once.
 const CHUNK: usize = 1 << 20;
 
 /// What one engine of a measurement is set to.
@@ -41,6 +42,17 @@ pub(crate) struct Node {
     /// Prove pieces by CRC-32 only.
     #[arg(long)]
     proof_crc: bool,
+}
+
+/// How files are seeded.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Seeding {
+    #[command(flatten)]
+    node: Node,
+    /// Length of pieces, MiB.
+    #[arg(long, default_value_t = 1)]
+    piece_mib: u32,
+    files: Vec<PathBuf>,
 }
 
 fn driver(text: &str) -> Result<DriverChoice, String> {
@@ -75,7 +87,7 @@ impl Node {
 }
 
 /// Seeds files, taking in those that are not here from an earlier start; ready with `ADDR ID LAYOUT-FILE...`.
-pub(crate) fn seed(node: &Node, files: &[PathBuf]) -> Result<()> {
+pub(crate) fn seed(Seeding { node, piece_mib, files }: &Seeding) -> Result<()> {
     let (runtime, handle) = node.start(false)?;
     let mut ready = format!("{} {}", handle.peer_addr(), handle.id());
     for (i, file) in files.iter().enumerate() {
@@ -86,7 +98,7 @@ pub(crate) fn seed(node: &Node, files: &[PathBuf]) -> Result<()> {
             None => false,
         };
         if !here {
-            fs::write(&beside, runtime.block_on(take_in(&handle, file))?.encode())?;
+            fs::write(&beside, runtime.block_on(take_in(&handle, file, piece_mib << 20))?.encode())?;
         }
         ready.push(' ');
         ready.push_str(&beside.display().to_string());
@@ -111,21 +123,26 @@ pub(crate) fn forget_pages(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn take_in(handle: &Handle, file: &Path) -> Result<Arc<Layout>> {
-    let mut file = fs::File::open(file)?;
-    let len = file.metadata()?.len();
+/// As a download whose pieces come from a file: an upload's are as long as a blob of that length has them.
+async fn take_in(handle: &Handle, path: &Path, piece_len: u32) -> Result<Arc<Layout>> {
     let mut hash = LayoutBuilder::new(Algorithm::Sha256);
-    let mut upload = handle.upload(Algorithm::Sha256, Some(len)).await?;
-    let mut at = 0;
-    while at < len {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let got = file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
-        ensure!(got > 0, "file shrank");
-        hash.update(&chunk)?;
-        upload.write(at, chunk.into()).await?;
-        at += got as u64;
+    let mut file = fs::File::open(path)?;
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => break,
+            got => hash.update(&chunk[..got])?,
+        }
     }
-    Ok(upload.commit(hash.finish().digest()).await?)
+    let layout = Arc::new(hash.finish_in_pieces_of(piece_len).context("pieces of that length")?);
+    handle.download("bench".parse()?, layout.clone(), Class::Background).await?;
+    for piece in layout.geometry().all() {
+        let mut bytes = vec![0; layout.geometry().piece_len(piece) as usize];
+        file.read_exact_at(&mut bytes, layout.geometry().range(piece).start)?;
+        handle.supply(layout.digest(), piece, bytes.into()).await?;
+    }
+    handle.wait(layout.digest()).await?;
+    Ok(layout)
 }
 
 /// Pulls the blob of a layout from one peer, each `run` once; reads it like a client that discards it.

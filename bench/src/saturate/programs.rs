@@ -2,7 +2,7 @@
 
 use super::{child::Usage, compare::Run};
 use crate::process;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use std::{
     fs::{self, File},
@@ -10,6 +10,11 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -57,10 +62,13 @@ fn await_listener(addr: SocketAddr, log: &Path) -> Result<()> {
         if start.elapsed() > READY {
             bail!("nothing listens on {addr}: {}", fs::read_to_string(log).unwrap_or_default());
         }
-        std::thread::sleep(LOOK);
+        thread::sleep(LOOK);
     }
     Ok(())
 }
+
+/// Until perf counts the calls of a process.
+const ATTACH: Duration = Duration::from_millis(300);
 
 /// An origin, a tracker and an agent on loopback.
 pub(crate) struct Cluster {
@@ -70,6 +78,7 @@ pub(crate) struct Cluster {
     agent: Program,
     origin_api: SocketAddr,
     agent_api: SocketAddr,
+    agent_peer: SocketAddr,
 }
 
 impl Cluster {
@@ -118,7 +127,15 @@ impl Cluster {
                 ("--index", index.to_string()),
             ],
         )?;
-        Ok(Self { shoal: shoal.to_owned(), origin, _tracker: tracker_program, agent, origin_api, agent_api })
+        Ok(Self {
+            shoal: shoal.to_owned(),
+            origin,
+            _tracker: tracker_program,
+            agent,
+            origin_api,
+            agent_api,
+            agent_peer,
+        })
     }
 
     /// Puts a file on the origin; its digest.
@@ -142,6 +159,30 @@ impl Cluster {
         Ok(Run { sender, receiver })
     }
 
+    /// The agent's process.
+    pub(crate) fn agent_pid(&self) -> u32 {
+        self.agent.0.id()
+    }
+
+    /// Memory of the agent that no file stands behind, bytes.
+    pub(crate) fn agent_anon(&self) -> Result<u64> {
+        process::status(self.agent_pid(), "RssAnon")
+    }
+
+    /// Where the agent's peers reach it.
+    pub(crate) fn agent_peer(&self) -> String {
+        self.agent_peer.to_string()
+    }
+
+    /// A blob's layout, encoded.
+    pub(crate) fn layout(&self, digest: &str) -> Result<Vec<u8>> {
+        let mut layout = Vec::new();
+        fetch(self.origin_api, &format!("/internal/namespace/bench/blobs/{digest}/layout"), |bytes| {
+            layout.extend_from_slice(bytes);
+        })?;
+        Ok(layout)
+    }
+
     /// Has the agent forget a blob.
     pub(crate) fn forget(&self, digest: &str) -> Result<()> {
         let mut socket = TcpStream::connect(self.agent_api)?;
@@ -155,6 +196,13 @@ impl Cluster {
 
 /// A GET whose body is thrown away; its bytes.
 fn discard(server: SocketAddr, path: &str) -> Result<u64> {
+    let mut bytes = 0;
+    fetch(server, path, |part| bytes += part.len() as u64)?;
+    Ok(bytes)
+}
+
+/// A GET, its body given out as it comes.
+fn fetch(server: SocketAddr, path: &str, mut body: impl FnMut(&[u8])) -> Result<()> {
     let mut socket = TcpStream::connect(server)?;
     socket.set_nodelay(true)?;
     write!(socket, "GET {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n")?;
@@ -162,12 +210,71 @@ fn discard(server: SocketAddr, path: &str) -> Result<u64> {
     let got = socket.read(&mut buffer)?;
     let head = buffer[..got].windows(4).position(|four| four == b"\r\n\r\n").context("an answer without a head")? + 4;
     ensure!(buffer.starts_with(b"HTTP/1.1 200"), "GET {path}: {}", String::from_utf8_lossy(&buffer[..head]));
-    let mut bytes = (got - head) as u64;
+    body(&buffer[head..got]);
     loop {
         match socket.read(&mut buffer)? {
-            0 => return Ok(bytes),
-            got => bytes += got as u64,
+            0 => return Ok(()),
+            got => body(&buffer[..got]),
         }
+    }
+}
+
+/// Looks at a process's anonymous memory over and over.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    looks: JoinHandle<Result<u64>>,
+}
+
+impl Watch {
+    pub(crate) fn start(pid: u32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let looks = thread::spawn(move || {
+            let mut most = 0;
+            while !ended.load(Ordering::Relaxed) {
+                most = most.max(process::status(pid, "RssAnon")?);
+                thread::sleep(LOOK);
+            }
+            Ok(most)
+        });
+        Self { over, looks }
+    }
+
+    /// The most that was seen, bytes.
+    pub(crate) fn most(self) -> Result<u64> {
+        self.over.store(true, Ordering::Relaxed);
+        self.looks.join().map_err(|_| anyhow!("the watch over a process panicked"))?
+    }
+}
+
+/// Counts a process's system calls, by perf.
+pub(crate) struct SystemCalls;
+
+impl SystemCalls {
+    const EVENT: &str = "raw_syscalls:sys_enter";
+
+    /// Whether this machine lets us.
+    pub(crate) fn countable() -> bool {
+        let tried = Command::new("perf").args(["stat", "-e", Self::EVENT, "true"]).output();
+        tried.is_ok_and(|out| out.status.success())
+    }
+
+    /// Those that a process makes meanwhile.
+    pub(crate) fn of<T>(pid: u32, work: impl FnOnce() -> Result<T>) -> Result<u64> {
+        let mut perf = Command::new("perf");
+        perf.args(["stat", "-x", ",", "-e", Self::EVENT, "-p", &pid.to_string()]);
+        let perf =
+            perf.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("start perf")?;
+        // It does not say when it has begun.
+        thread::sleep(ATTACH);
+        let worked = work();
+        let perf_pid = nix::unistd::Pid::from_raw(i32::try_from(perf.id())?);
+        nix::sys::signal::kill(perf_pid, nix::sys::signal::Signal::SIGINT)?;
+        let told = String::from_utf8(perf.wait_with_output()?.stderr)?;
+        worked?;
+        let line = told.lines().find(|line| line.contains(Self::EVENT));
+        let count = line.and_then(|line| line.split(',').next()?.parse().ok());
+        count.with_context(|| format!("perf said {told:?}"))
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     compare::{Run, Runs, Turns, Warm},
     make_blob,
     node::{Seeder, forget_pages},
-    programs::{Cluster, Nginx},
+    programs::{Cluster, Nginx, SystemCalls, Watch},
 };
 use anyhow::{Context, Result};
 use std::{
@@ -47,6 +47,10 @@ pub(crate) enum Case {
     HotBesideCold,
     /// epoll ÷ `io_uring`.
     Epoll,
+    /// System calls of each end for each piece, beside those of the raw loops.
+    Calls,
+    /// Memory of an agent's own, idle and serving to 1,000 connections.
+    Memory,
 }
 
 /// What the table is made of.
@@ -55,6 +59,9 @@ pub(crate) struct Args {
     /// Bytes of the blob, MiB.
     #[arg(long, default_value_t = 1024)]
     blob_mib: u64,
+    /// Lengths of pieces, MiB. What does not depend on them is measured once.
+    #[arg(long, default_value = "1,4", value_delimiter = ',')]
+    piece_mib: Vec<u32>,
     /// Counted runs of each side; one more warms up.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -78,7 +85,7 @@ pub(crate) struct Args {
 /// A line of the table.
 #[derive(serde::Serialize)]
 struct Row {
-    case: &'static str,
+    case: String,
     ours: f64,
     against: f64,
     ratio: f64,
@@ -100,9 +107,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     });
     fs::remove_dir_all(&dir)?;
     let rows = table?;
-    println!("\n{:<16} {:>8} {:>8} {:>7}  {:<9} {:<9} note", "case", "ours", "against", "ratio", "target", "unit");
+    println!("\n{:<20} {:>8} {:>8} {:>7}  {:<9} {:<9} note", "case", "ours", "against", "ratio", "target", "unit");
     for Row { case, ours, against, ratio, unit, target, note } in &rows {
-        println!("{case:<16} {ours:>8.3} {against:>8.3} {ratio:>7.3}  {target:<9} {unit:<9} {note}");
+        println!("{case:<20} {ours:>8.3} {against:>8.3} {ratio:>7.3}  {target:<9} {unit:<9} {note}");
     }
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("write {}", path.display()))?;
@@ -120,6 +127,8 @@ struct Table<'a> {
     sender: Vec<usize>,
     receiver: Vec<usize>,
     all: Vec<usize>,
+    /// Length of pieces in the present cases, MiB.
+    piece_mib: u32,
     rows: Vec<Row>,
 }
 
@@ -138,7 +147,7 @@ impl<'a> Table<'a> {
         let len = args.blob_mib << 20;
         let warm = Warm::new(dir.join("warm"), usize::try_from(len)?);
         let turns = Turns { runs: args.runs, warm };
-        Ok(Self { args, dir, file, len, turns, sender, receiver, all, rows: Vec::new() })
+        Ok(Self { args, dir, file, len, turns, sender, receiver, all, piece_mib: 1, rows: Vec::new() })
     }
 
     fn wants(&self, case: Case) -> bool {
@@ -146,28 +155,35 @@ impl<'a> Table<'a> {
     }
 
     fn measure(&mut self) -> Result<()> {
-        if self.wants(Case::Serve) || self.wants(Case::ServeCpu) {
-            self.serve()?;
+        for piece_mib in self.args.piece_mib.clone() {
+            self.piece_mib = piece_mib;
+            if self.wants(Case::Serve) || self.wants(Case::ServeCpu) {
+                self.serve()?;
+            }
+            if self.wants(Case::Receive) || self.wants(Case::ReceiveProof) {
+                self.receive()?;
+            }
+            if self.wants(Case::AgentToAgent) {
+                self.agent_to_agent()?;
+            }
+            if self.wants(Case::Connections) {
+                self.connections()?;
+            }
+            if self.wants(Case::Cold) {
+                self.cold()?;
+            }
+            if self.wants(Case::Calls) {
+                self.calls()?;
+            }
         }
-        if self.wants(Case::Receive) || self.wants(Case::ReceiveProof) {
-            self.receive()?;
-        }
-        if self.wants(Case::AgentToAgent) {
-            self.agent_to_agent()?;
-        }
-        if self.wants(Case::Connections) {
-            self.connections()?;
-        }
-        if self.wants(Case::Cold) {
-            self.cold()?;
-        }
+        self.piece_mib = 1;
         if self.wants(Case::HotBesideCold) {
             self.hot_beside_cold()?;
         }
         if self.wants(Case::Epoll) {
             self.epoll()?;
         }
-        if self.wants(Case::Pull) || self.wants(Case::Small) {
+        if self.wants(Case::Pull) || self.wants(Case::Small) || self.wants(Case::Memory) {
             self.cluster()?;
         }
         Ok(())
@@ -182,6 +198,7 @@ impl<'a> Table<'a> {
         against: f64,
         note: String,
     ) {
+        let case = if self.piece_mib == 1 { case.to_owned() } else { format!("{case}, {} MiB", self.piece_mib) };
         self.rows.push(Row { case, ours, against, ratio: ours / against, unit, target, note });
     }
 
@@ -191,8 +208,8 @@ impl<'a> Table<'a> {
 
     /// A node that seeds files, its one shard and one worker on these cores.
     fn seeder(&self, name: &str, cores: &[usize], files: &[&Path]) -> Result<(Role, Seeder)> {
-        let mut args = self.node(name);
-        args.extend(words(["--workers", "1"]));
+        let mut args = self.node(&format!("{name}-{}", self.piece_mib));
+        args.extend(words(["--workers", "1", "--piece-mib", &self.piece_mib.to_string()]));
         args.extend(files.iter().map(|file| file.display().to_string()));
         let role = Role::start(cores, "seed", &args)?;
         let told = Seeder::parse(&role.ready)?;
@@ -203,9 +220,10 @@ impl<'a> Table<'a> {
         Role::start(cores, "sendfile-server", &words([&self.file.display().to_string()]))
     }
 
-    /// `connections` that get `mib` each from a node, and throw it away.
+    /// `connections` that get `mib` each from a node, or one piece where that is more, and throw it away.
     fn peers(&self, told: &Seeder, blob: usize, connections: usize, mib: u64, more: &[&str]) -> Result<Role> {
-        let (connections, pieces) = (connections.to_string(), mib.to_string());
+        let pieces = (mib / u64::from(self.piece_mib)).max(1);
+        let (connections, pieces) = (connections.to_string(), pieces.to_string());
         let mut args = words([&told.addr, &told.layouts[blob], "--connections", &connections, "--pieces", &pieces]);
         args.extend(more.iter().map(|word| (*word).to_owned()));
         Role::start(&self.receiver, "peer-client", &args)
@@ -250,22 +268,33 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    /// A node that pulls the blob from a peer and reads it as a client would.
-    fn leech(&self, cores: &[usize], told: &Seeder, seeder: &mut Role, more: &[&str]) -> Result<Run> {
+    /// A node that is to pull the blob from a peer and read it as a client would.
+    fn leecher(&self, cores: &[usize], told: &Seeder, more: &[&str]) -> Result<Role> {
         let mut args = self.node("leecher");
         args.extend(more.iter().map(|word| (*word).to_owned()));
         args.extend(words([&told.layouts[0], &told.addr, &told.id]));
-        let mut leecher = Role::start(cores, "leech", &args)?;
+        Role::start(cores, "leech", &args)
+    }
+
+    /// Has one do so.
+    fn leech(&self, cores: &[usize], told: &Seeder, seeder: &mut Role, more: &[&str]) -> Result<Run> {
+        let mut leecher = self.leecher(cores, told, more)?;
         let run = Run::together(&self.turns.warm, seeder, &mut leecher)?;
         drop(leecher);
         fs::remove_dir_all(self.dir.join("leecher"))?;
         Ok(run)
     }
 
-    fn receive_raw(&self, raw: &mut Role) -> Result<Run> {
+    /// The bare loop, and the file that it is to write.
+    fn receiver(&self, raw: &Role) -> Result<(PathBuf, Role)> {
         let file = self.dir.join("received");
         let args = words([&raw.ready, &self.len.to_string(), &file.display().to_string()]);
-        let mut client = Role::start(&self.receiver, "receive-file", &args)?;
+        let client = Role::start(&self.receiver, "receive-file", &args)?;
+        Ok((file, client))
+    }
+
+    fn receive_raw(&self, raw: &mut Role) -> Result<Run> {
+        let (file, mut client) = self.receiver(raw)?;
         let run = Run::together(&self.turns.warm, raw, &mut client)?;
         fs::remove_file(file)?;
         Ok(run)
@@ -340,7 +369,7 @@ impl<'a> Table<'a> {
     fn cold_seeder(&self, files: &[&Path]) -> Result<(Role, Seeder)> {
         drop(self.seeder("cold", &self.sender, files)?);
         let (seeder, told) = self.seeder("cold", &self.sender, files)?;
-        forget_pages(&self.dir.join("cold"))?;
+        forget_pages(&self.dir.join(format!("cold-{}", self.piece_mib)))?;
         Ok((seeder, told))
     }
 
@@ -357,6 +386,34 @@ impl<'a> Table<'a> {
         })?;
         let note = format!("{}, sender CPU s/GB {:.2}", best(&ours, &against), ours.median(Run::sender_cpu));
         self.row("cold", "GB/s", ">= 0.85", ours.median(Run::gb_per_s), against.median(Run::gb_per_s), note);
+        Ok(())
+    }
+
+    fn calls(&mut self) -> Result<()> {
+        if !SystemCalls::countable() {
+            println!("calls            left out: perf is not installed, or may not count system calls");
+            return Ok(());
+        }
+        let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
+        let mut raw = self.sendfile(&self.sender)?;
+        let pieces = self.len as f64 / f64::from(self.piece_mib << 20);
+        let mut client = self.peers(&told, 0, 1, self.args.blob_mib, &[])?;
+        let serve = SystemCalls::of(seeder.pid(), || Run::together(&self.turns.warm, &mut seeder, &mut client))?;
+        drop(client);
+        let sink = words([&raw.ready, "1", &self.len.to_string()]);
+        let mut client = Role::start(&self.receiver, "discard-client", &sink)?;
+        let sendfile = SystemCalls::of(raw.pid(), || Run::together(&self.turns.warm, &mut raw, &mut client))?;
+        let note = "those of the node, against sendfile's".to_owned();
+        self.row("calls-serve", "a piece", "given", serve as f64 / pieces, sendfile as f64 / pieces, note);
+        let mut leecher = self.leecher(self.proof_cores(), &told, &["--workers", "1"])?;
+        let receive = SystemCalls::of(leecher.pid(), || Run::together(&self.turns.warm, &mut seeder, &mut leecher))?;
+        drop(leecher);
+        fs::remove_dir_all(self.dir.join("leecher"))?;
+        let (file, mut client) = self.receiver(&raw)?;
+        let bare = SystemCalls::of(client.pid(), || Run::together(&self.turns.warm, &mut raw, &mut client))?;
+        fs::remove_file(file)?;
+        let note = "with the proof, and a reader in the same process; against recv and pwrite of 1 MiB".to_owned();
+        self.row("calls-receive", "a piece", "given", receive as f64 / pieces, bare as f64 / pieces, note);
         Ok(())
     }
 
@@ -422,6 +479,9 @@ impl<'a> Table<'a> {
             return Ok(());
         };
         let cluster = Cluster::start(&shoal, &self.dir.join("cluster"))?;
+        if self.wants(Case::Memory) {
+            self.memory(&cluster)?;
+        }
         if self.wants(Case::Pull) {
             self.pull(&cluster)?;
         }
@@ -465,6 +525,29 @@ impl<'a> Table<'a> {
         );
         let steps = steps.iter().map(|(_, cpu)| cpu).sum();
         self.row("pull", "CPU s/GB", "<= 1.15", ours.median(Run::cpu), steps, note);
+        Ok(())
+    }
+
+    /// Of an agent that has done nothing yet, and at its most while it pulls the blob and then serves it to many.
+    fn memory(&mut self, cluster: &Cluster) -> Result<()> {
+        let idle = cluster.agent_anon()?;
+        let digest = cluster.put(&self.file)?;
+        let watch = Watch::start(cluster.agent_pid());
+        cluster.get(&digest)?;
+        let pulled = mib(watch.most()?);
+        let layout = self.dir.join("layout");
+        fs::write(&layout, cluster.layout(&digest)?)?;
+        let told =
+            Seeder { addr: cluster.agent_peer(), id: String::new(), layouts: vec![layout.display().to_string()] };
+        let mut client = self.peers(&told, 0, MANY, 2, &[])?;
+        let watch = Watch::start(cluster.agent_pid());
+        client.run()?;
+        let served = mib(watch.most()?);
+        drop(client);
+        cluster.forget(&digest)?;
+        self.row("memory-idle", "MiB", "<= 24 MiB", mib(idle), 24.0, "anonymous memory of an agent".to_owned());
+        let note = format!("pulling {pulled:.0}, serving to {MANY} connections {served:.0}");
+        self.row("memory-busy", "MiB", "<= 96 MiB", pulled.max(served), 96.0, note);
         Ok(())
     }
 
