@@ -84,6 +84,10 @@ pub struct Limits {
     pub foreground_in_per_s: Option<NonZeroU64>,
     /// Received for downloads that nobody waits for. Where the process's limit is met, they get what the others leave.
     pub background_in_per_s: Option<NonZeroU64>,
+    /// Sent to peers for whose downloads a client waits, as they say themselves.
+    pub foreground_out_per_s: Option<NonZeroU64>,
+    /// Sent to peers for whose downloads nobody waits.
+    pub background_out_per_s: Option<NonZeroU64>,
 }
 
 /// Which I/O driver shards run on.

@@ -6,7 +6,7 @@
 //! and not at all where no limit is set.
 
 use crate::handle::{Class, Limits};
-use peer_proto::{Instant, PeerId};
+use peer_proto::{Instant, PeerId, swarm};
 use std::{
     collections::BTreeMap,
     num::NonZeroU64,
@@ -78,6 +78,8 @@ pub(crate) struct Meters {
     pub(crate) outward: Option<Bucket>,
     foreground_in: Option<Bucket>,
     background_in: Option<Bucket>,
+    foreground_out: Option<Bucket>,
+    background_out: Option<Bucket>,
     /// Of peers that are connected. Looked at once per connection.
     peers: Mutex<BTreeMap<PeerId, Weak<Meter>>>,
 }
@@ -90,6 +92,8 @@ impl Meters {
             outward: limits.bytes_out_per_s.map(Bucket::new),
             foreground_in: limits.foreground_in_per_s.map(Bucket::new),
             background_in: limits.background_in_per_s.map(Bucket::new),
+            foreground_out: limits.foreground_out_per_s.map(Bucket::new),
+            background_out: limits.background_out_per_s.map(Bucket::new),
             peers: Mutex::default(),
         }
     }
@@ -99,6 +103,14 @@ impl Meters {
         match class {
             Class::Background => self.background_in.as_ref(),
             Class::Foreground => self.foreground_in.as_ref(),
+        }
+    }
+
+    /// What may be sent for requests that peers say are of a class.
+    pub(crate) fn outward_of(&self, class: swarm::Class) -> Option<&Bucket> {
+        match class {
+            swarm::Class::Background => self.background_out.as_ref(),
+            swarm::Class::Foreground => self.foreground_out.as_ref(),
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::driver::Token;
 use bytes::Bytes;
-use peer_proto::{PieceIndex, wire::Channel};
+use peer_proto::{PieceIndex, swarm::Class, wire::Channel};
 use std::collections::VecDeque;
 
 /// Pieces of one connection being read from disk at most.
@@ -17,7 +17,20 @@ const READS_MAX: usize = 4;
 struct Request {
     channel: Channel,
     piece: PieceIndex,
+    class: Class,
     state: State,
+}
+
+/// A request whose turn it may be.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Next<'a> {
+    /// Its place among the requests.
+    pub(crate) at: usize,
+    pub(crate) channel: Channel,
+    pub(crate) piece: PieceIndex,
+    pub(crate) class: Class,
+    /// Its bytes, where they have been read from disk.
+    pub(crate) fetched: Option<&'a Bytes>,
 }
 
 #[derive(Debug)]
@@ -37,8 +50,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Adds a request. The connection bounds their number by its window.
-    pub(crate) fn push(&mut self, channel: Channel, piece: PieceIndex) {
-        self.requests.push_back(Request { channel, piece, state: State::Waiting });
+    pub(crate) fn push(&mut self, channel: Channel, piece: PieceIndex, class: Class) {
+        self.requests.push_back(Request { channel, piece, class, state: State::Waiting });
     }
 
     /// Whether nothing is left to be sent.
@@ -63,13 +76,16 @@ impl Queue {
         self.ready.take_if(|ready| ready.0 == channel);
     }
 
-    /// The first request, past the first `skip`, that is not being read, and its bytes where they have been.
-    pub(crate) fn next(&self, skip: usize) -> Option<(usize, Channel, PieceIndex, Option<&Bytes>)> {
+    /// The first request, past the first `skip`, that is not being read.
+    pub(crate) fn next(&self, skip: usize) -> Option<Next<'_>> {
         let mut rest = self.requests.iter().enumerate().skip(skip);
-        rest.find_map(|(at, request)| match &request.state {
-            State::Waiting => Some((at, request.channel, request.piece, None)),
-            State::Fetched(bytes) => Some((at, request.channel, request.piece, Some(bytes))),
-            State::Reading(_) => None,
+        rest.find_map(|(at, &Request { channel, piece, class, ref state })| {
+            let fetched = match state {
+                State::Waiting => None,
+                State::Fetched(bytes) => Some(bytes),
+                State::Reading(_) => return None,
+            };
+            Some(Next { at, channel, piece, class, fetched })
         })
     }
 
@@ -119,16 +135,16 @@ mod tests {
         let piece = |i| Geometry::of(8 << 20).unwrap().piece(i).unwrap();
         let channel = channel();
         let mut queue = Queue::default();
-        (0..3).for_each(|i| queue.push(channel, piece(i)));
+        (0..3).for_each(|i| queue.push(channel, piece(i), Class::Foreground));
         queue.reading(0, Token(7));
-        let (at, _, next, bytes) = queue.next(0).unwrap();
-        assert_eq!((at, next, bytes), (1, piece(1), None));
-        queue.ready(at, Bytes::from_static(b"one"));
+        let next = queue.next(0).unwrap();
+        assert_eq!((next.at, next.piece, next.fetched), (1, piece(1), None));
+        queue.ready(1, Bytes::from_static(b"one"));
         assert!(queue.is_ready());
         assert_eq!(queue.fetched(Token(7), Some(Bytes::from_static(b"null"))), None);
         assert_eq!(queue.take(channel, piece(1)), Some(Bytes::from_static(b"one")));
-        let (at, _, next, bytes) = queue.next(0).unwrap();
-        assert_eq!((at, next, bytes.map(|bytes| &bytes[..])), (0, piece(0), Some(&b"null"[..])));
+        let next = queue.next(0).unwrap();
+        assert_eq!((next.at, next.piece, next.fetched.map(|bytes| &bytes[..])), (0, piece(0), Some(&b"null"[..])));
         queue.reading(1, Token(8));
         assert_eq!(queue.fetched(Token(8), None), Some((channel, piece(2))), "cannot be answered");
         queue.close(channel);

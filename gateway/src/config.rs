@@ -252,6 +252,12 @@ pub struct Limits {
     /// Most bytes a second received for preheats and repairs, which nobody waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub background_in: Option<Rate>,
+    /// Most bytes a second sent to peers for pulls that a client waits for, as the peers say themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreground_out: Option<Rate>,
+    /// Most bytes a second sent to peers for preheats and repairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background_out: Option<Rate>,
 }
 
 /// `[cluster]`: the same on every node.
@@ -821,6 +827,8 @@ impl Check {
             peer_out_per_s: rate("limits.each_peer_out", raw.each_peer_out),
             foreground_in_per_s: rate("limits.foreground_in", raw.foreground_in),
             background_in_per_s: rate("limits.background_in", raw.background_in),
+            foreground_out_per_s: rate("limits.foreground_out", raw.foreground_out),
+            background_out_per_s: rate("limits.background_out", raw.background_out),
         }
     }
 

@@ -294,6 +294,10 @@ impl Conn {
         match event {
             Event::Accept { channel, has } => session.accept(channel, &has, out),
             Event::Refuse { channel, reason } => session.refuse(channel, reason, out),
+            Event::Class { channel, class } => {
+                session.set_class(channel, class);
+                Ok(())
+            }
             Event::Have { channel, piece } => session.have(channel, piece),
             Event::HaveAll { channel } => session.have_all(channel, out),
             Event::Cancel { channel, piece } => session.cancel(channel, piece, out),
@@ -347,16 +351,16 @@ impl Conn {
         if self.side == Side::Acceptor {
             self.say_hello();
         }
-        if wire::negotiate(peer.versions).is_none() {
+        let Some(version) = wire::negotiate(peer.versions) else {
             return Err(Closed::Version(peer.versions.0, peer.versions.1));
-        }
+        };
         if peer.id == self.hello.id {
             return Err(Closed::Itself);
         }
         if expect.is_some_and(|id| id != peer.id) {
             return Err(Closed::Stranger(peer.id));
         }
-        self.stage = Stage::Open(Session::new(peer, self.hello.window, Channels::new(self.side)));
+        self.stage = Stage::Open(Session::new(peer, version, self.hello.window, Channels::new(self.side)));
         self.effects.push_back(Effect::Handshaken(peer));
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! | bytes | field |
 //! |---|---|
 //! | 0 | type |
-//! | 1 | code: form of a piece set, or a reason; else 0 |
+//! | 1 | code: form of a piece set, a class, or a reason; else 0 |
 //! | 2..4 | zero |
 //! | 4..8 | length of the body, bytes |
 //! | 8..12 | channel, where the frame belongs to one; else 0 |
@@ -23,7 +23,7 @@
 //! | 4 | REFUSED | [`Refusal`] | channel | |
 //! | 5 | HAVE | | channel | piece numbers, u32 each, at least one |
 //! | 6 | HAVE_ALL | | channel | |
-//! | 7 | REQUEST | | channel, piece | |
+//! | 7 | REQUEST | class | channel, piece | |
 //! | 8 | PIECE | | channel, piece | the piece |
 //! | 9 | REJECT | [`Rejection`] | channel, piece | |
 //! | 10 | CANCEL | | channel, piece | |
@@ -34,6 +34,8 @@
 //!
 //! A piece set has one of three forms: 0 bits (a body of one bit a piece, see [`crate::pieces`]), 1 all, 2 none (both without
 //! bits). The writer takes the shortest.
+//!
+//! A class is 0, somebody waits for the piece, or, since version 2, 1, nobody does.
 //!
 //! HELLO:
 //!
@@ -64,9 +66,9 @@
 //! | then *n* | namespace, UTF-8 |
 //! | then | the opener's bits, where the form has them |
 //!
-//! **Versions.** Both sides speak the highest version that both name ([`negotiate`]); this is version 1. The header's shape, HELLO
-//! up to byte 8 and GOODBYE stay for ever, so that any two versions can tell each other that they do not match. What HELLO ignores may
-//! gain a meaning that older nodes can do without; any other change takes a new version.
+//! **Versions.** Both sides speak the highest version that both name ([`negotiate`]); this is version 2. Version 1 has no classes. The
+//! header's shape, HELLO up to byte 8 and GOODBYE stay for ever, so that any two versions can tell each other that they do not match.
+//! What HELLO ignores may gain a meaning that older nodes can do without; any other change takes a new version.
 //!
 //! **Bounds.** A header says nothing that is acted on before it is checked: a control body is at most [`CONTROL_LEN_MAX`], and the
 //! length of a PIECE must be that of the piece which was asked for, known from the blob's geometry. Nothing is allocated by what
@@ -76,6 +78,7 @@ use crate::{
     id::{Algorithm, Digest, Namespace, PeerId},
     layout::{Geometry, PIECE_LEN_MAX},
     pieces::PieceSet,
+    swarm::Class,
 };
 use alloc::vec::Vec;
 
@@ -90,7 +93,9 @@ pub const WINDOW_MAX: u8 = 16;
 /// The lowest version this code speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest version this code speaks.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// The first version that knows classes.
+pub(crate) const VERSION_CLASSES: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"SHOL";
 const HELLO_LEN: usize = 40;
@@ -326,7 +331,7 @@ pub enum Header {
     /// All pieces are here.
     HaveAll { channel: Channel },
     /// Asks for a piece.
-    Request { channel: Channel, piece: u32 },
+    Request { channel: Channel, piece: u32, class: Class },
     /// Yes to a REQUEST; `len` is claimed, not checked.
     Piece { channel: Channel, piece: u32, len: u32 },
     /// No to a REQUEST.
@@ -358,6 +363,17 @@ mod kind {
     pub(super) const PING: u8 = 12;
     pub(super) const PONG: u8 = 13;
     pub(super) const GOODBYE: u8 = 14;
+}
+
+fn class_code(class: Class) -> u8 {
+    match class {
+        Class::Foreground => 0,
+        Class::Background => 1,
+    }
+}
+
+fn class_from(code: u8) -> Option<Class> {
+    [Class::Foreground, Class::Background].into_iter().find(|class| class_code(*class) == code)
 }
 
 /// The fields of a header before they have a meaning.
@@ -405,7 +421,9 @@ impl Header {
             Self::Refused { channel, reason } => Raw::new(kind::REFUSED).channel(channel).code(reason.code()),
             Self::Have { channel, body } => Raw::new(kind::HAVE).channel(channel).body(body),
             Self::HaveAll { channel } => Raw::new(kind::HAVE_ALL).channel(channel),
-            Self::Request { channel, piece } => Raw::new(kind::REQUEST).channel(channel).piece(piece),
+            Self::Request { channel, piece, class } => {
+                Raw::new(kind::REQUEST).channel(channel).piece(piece).code(class_code(class))
+            }
             Self::Piece { channel, piece, len } => Raw { len, ..Raw::new(kind::PIECE) }.channel(channel).piece(piece),
             Self::Reject { channel, piece, reason } => {
                 Raw::new(kind::REJECT).channel(channel).piece(piece).code(reason.code())
@@ -449,7 +467,7 @@ impl Header {
             kind::REFUSED => Self::Refused { channel: on, reason: Refusal::from_code(code).ok_or(unknown)? },
             kind::HAVE => Self::Have { channel: on, body },
             kind::HAVE_ALL => Self::HaveAll { channel: on },
-            kind::REQUEST => Self::Request { channel: on, piece },
+            kind::REQUEST => Self::Request { channel: on, piece, class: class_from(code).ok_or(unknown)? },
             kind::PIECE => Self::Piece { channel: on, piece, len },
             kind::REJECT => Self::Reject { channel: on, piece, reason: Rejection::from_code(code).ok_or(unknown)? },
             kind::CANCEL => Self::Cancel { channel: on, piece },
@@ -746,7 +764,8 @@ mod tests {
             Header::Opened { channel, form: Form::None, body: Body { len: 0, crc: 0 } },
             Header::Have { channel, body },
             Header::HaveAll { channel },
-            Header::Request { channel, piece },
+            Header::Request { channel, piece, class: Class::Foreground },
+            Header::Request { channel, piece, class: Class::Background },
             Header::Piece { channel, piece, len: PIECE_LEN_MAX },
             Header::Cancel { channel, piece },
             Header::Close { channel },
@@ -776,7 +795,7 @@ mod tests {
 
     #[test]
     fn a_request_on_the_wire() {
-        let request = Header::Request { channel: ON, piece: 5 }.encode();
+        let request = Header::Request { channel: ON, piece: 5, class: Class::Foreground }.encode();
         let (fields, seal) = request.split_at(28);
         assert_eq!(fields, [7, 0, 0, 0, 0, 0, 0, 0, 4, 3, 2, 1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(seal, crc32fast::hash(fields).to_le_bytes());
@@ -861,7 +880,7 @@ mod tests {
         assert_eq!(negotiate((1, 1)), Some(1));
         assert_eq!(negotiate((1, 7)), Some(VERSION_MAX));
         assert_eq!(negotiate((0, 0)), None);
-        assert_eq!(negotiate((2, 7)), None);
+        assert_eq!(negotiate((VERSION_MAX + 1, 7)), None);
     }
 
     #[test]

@@ -355,6 +355,7 @@ impl Core {
                 let own = link.meter.as_ref().and_then(|meter| meter.inward.as_ref());
                 match limit::take([all[0], all[1], own], self.now, bytes) {
                     Ok(()) => {
+                        link.conn.handle(self.now, conn::Event::Class { channel, class: swarm_class(class) });
                         link.asks.push_back((channel, piece));
                         self.touch(socket);
                     }

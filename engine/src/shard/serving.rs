@@ -4,12 +4,14 @@ use super::{Core, Pending, READS_MAX, link::Link};
 use crate::{
     driver::{SocketId, Token},
     job::Job,
-    limit, store,
+    limit,
+    serve::Next,
+    store,
 };
 use bytes::Bytes;
 use peer_proto::{
     PieceIndex, conn,
-    swarm::SendOnce,
+    swarm::{Class, SendOnce},
     wire::{Channel, Rejection},
 };
 
@@ -20,12 +22,18 @@ impl Core {
             return false;
         }
         let mut skip = 0;
-        while let Some((at, channel, piece, fetched)) = link.serve.next(skip) {
+        while let Some(Next { at, channel, piece, class, fetched }) = link.serve.next(skip) {
             let shared = link.lanes.get(&channel).and_then(|lane| self.blobs.get(&lane.digest));
             let Some(blob) = shared.map(|shared| shared.blob.clone()).filter(|blob| blob.pieces().has(piece)) else {
                 self.reject(link, channel, piece, Rejection::Missing);
                 continue;
             };
+            if let Err(until) = limit::take([self.setup.meters.outward_of(class)], self.now, 0) {
+                // Its class's limit holds up no other class.
+                link.held = Some(link.held.map_or(until, |held| held.min(until)));
+                skip = at + 1;
+                continue;
+            }
             let range = blob.layout().geometry().range(piece);
             let mapped = || blob.resident(range.clone()).then(|| blob.slice(range.clone())).flatten();
             let cold = fetched.is_some();
@@ -44,7 +52,7 @@ impl Core {
                 skip = at;
                 continue;
             };
-            if !self.take_bandwidth(link, bytes.len() as u64) {
+            if !self.take_bandwidth(link, class, bytes.len() as u64) {
                 return false;
             }
             let stats = &self.setup.stats;
@@ -88,7 +96,7 @@ impl Core {
     }
 
     /// Bandwidth for one piece, in turn between connections.
-    pub(super) fn take_bandwidth(&mut self, link: &mut Link, bytes: u64) -> bool {
+    pub(super) fn take_bandwidth(&mut self, link: &mut Link, class: Class, bytes: u64) -> bool {
         let granted = std::mem::take(&mut link.granted);
         let meter = link.meter.clone();
         let own = meter.as_ref().and_then(|meter| meter.outward.as_ref());
@@ -104,7 +112,8 @@ impl Core {
             }
             return false;
         }
-        match limit::take([self.setup.meters.outward.as_ref(), own], self.now, bytes) {
+        let meters = self.setup.meters.clone();
+        match limit::take([meters.outward.as_ref(), own, meters.outward_of(class)], self.now, bytes) {
             Ok(()) => true,
             Err(at) => {
                 link.queued = true;

@@ -162,10 +162,10 @@ impl Core {
                     self.close_if_done(link, channel);
                 }
             }
-            Says::Serve { channel, piece } if self.sent_of_late(link, channel, piece) => {
+            Says::Serve { channel, piece, .. } if self.sent_of_late(link, channel, piece) => {
                 self.reject(link, channel, piece, Rejection::Elsewhere);
             }
-            Says::Serve { channel, piece } => link.serve.push(channel, piece),
+            Says::Serve { channel, piece, class } => link.serve.push(channel, piece, class),
             Says::Unserve { channel, piece } => link.serve.remove(channel, piece),
             Says::Arrived { channel, piece } => self.arrived(link, channel, piece),
             Says::Rejected { channel, piece, reason } => {

@@ -29,7 +29,7 @@ fn drain(conn: &mut Conn, now: Instant, choice: u8) {
                     let _ = conn.request(now, channel, piece);
                 }
             }
-            Some(Effect::Serve { channel, piece }) => {
+            Some(Effect::Serve { channel, piece, .. }) => {
                 let event = if choice.is_multiple_of(2) {
                     Event::Ready { channel, piece }
                 } else {

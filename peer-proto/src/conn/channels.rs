@@ -1,7 +1,7 @@
 //! The channels of a connection: found by their number in one step, never more than [`CHANNELS_MAX`] a side.
 
 use super::{CHANNELS_MAX, OPENING_MAX, Side, Violation};
-use crate::{layout::Geometry, pieces::PieceSet, wire::Channel};
+use crate::{layout::Geometry, pieces::PieceSet, swarm::Class, wire::Channel};
 use alloc::vec::Vec;
 
 const SLOTS: u32 = 1024;
@@ -27,6 +27,8 @@ pub(super) struct Lane {
     id: Channel,
     pub(super) geometry: Geometry,
     pub(super) phase: Phase,
+    /// Of our requests.
+    pub(super) class: Class,
 }
 
 /// A channel's number is its slot, the parity of the side that opened it below, and above a count of how often the slot
@@ -78,7 +80,7 @@ impl Channels {
         let uses = self.uses[slot as usize];
         self.uses[slot as usize] = uses.wrapping_add(1);
         let id = Channel(uses << (SLOTS.trailing_zeros() + 1) | slot << 1 | self.parity());
-        self.ours[slot as usize] = Some(Lane { id, geometry, phase: Phase::Opening });
+        self.ours[slot as usize] = Some(Lane { id, geometry, phase: Phase::Opening, class: Class::Foreground });
         self.opening += 1;
         self.len += 1;
         Some(id)
@@ -98,7 +100,7 @@ impl Channels {
         if self.theirs.len() <= slot {
             self.theirs.resize_with(slot + 1, || None);
         }
-        self.theirs[slot] = Some(Lane { id, geometry, phase: Phase::Offered(has) });
+        self.theirs[slot] = Some(Lane { id, geometry, phase: Phase::Offered(has), class: Class::Foreground });
         self.offered += 1;
         self.len += 1;
     }
@@ -116,6 +118,11 @@ impl Channels {
     /// The geometry of a channel that is open both ways.
     pub(super) fn open_geometry(&self, id: Channel) -> Option<Geometry> {
         self.get(id).filter(|lane| lane.phase == Phase::Open).map(|lane| lane.geometry)
+    }
+
+    /// The class of our requests on a channel.
+    pub(super) fn class(&self, id: Channel) -> Class {
+        self.get(id).map_or(Class::Foreground, |lane| lane.class)
     }
 
     /// Moves a channel on; the phase it leaves.

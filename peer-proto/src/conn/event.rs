@@ -6,6 +6,7 @@ use crate::{
     id::{Digest, Namespace},
     layout::Geometry,
     pieces::PieceSet,
+    swarm::Class,
     wire::{Channel, Farewell, HEADER_LEN, Hello, Refusal, Rejection},
 };
 use alloc::{boxed::Box, vec::Vec};
@@ -79,6 +80,13 @@ pub enum Event<'a> {
     HaveAll {
         /// The channel.
         channel: Channel,
+    },
+    /// How urgent further requests on a channel are; until told, somebody waits for their pieces.
+    Class {
+        /// The channel.
+        channel: Channel,
+        /// How urgent.
+        class: Class,
     },
     /// A request is no longer wanted. Answered by [`Effect::Released`] unless it has been answered already or is being read, in which
     /// case [`Effect::Arrived`] comes.
@@ -159,6 +167,8 @@ pub enum Effect {
         channel: Channel,
         /// The piece.
         piece: PieceIndex,
+        /// How urgent the peer says it is.
+        class: Class,
     },
     /// The peer no longer wants it; answered already.
     Unserve {

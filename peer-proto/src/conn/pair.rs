@@ -1,7 +1,7 @@
 //! Two connections joined by a pipe of bytes that is cut anywhere, in time of the test's own. Effects become words.
 
 use super::*;
-use crate::{Digest, layout::Geometry, pieces::PieceSet, wire::Refusal};
+use crate::{Digest, layout::Geometry, pieces::PieceSet, swarm::Class, wire::Refusal};
 use alloc::{format, string::String, vec, vec::Vec};
 
 /// The dialling end.
@@ -217,11 +217,12 @@ impl Pair {
             Effect::Refused { channel, reason } => format!("refused {}: {reason}", channel.get()),
             Effect::Has { channel, piece } => format!("has {} {piece:?}", channel.get()),
             Effect::HasAll { channel } => format!("has {} all", channel.get()),
-            Effect::Serve { channel, piece } => {
+            Effect::Serve { channel, piece, class } => {
                 if end.generous {
                     end.conn.handle(now, Event::Ready { channel, piece });
                 }
-                format!("serve {} {piece:?}", channel.get())
+                let idly = if class == Class::Background { " idly" } else { "" };
+                format!("serve {} {piece:?}{idly}", channel.get())
             }
             Effect::Unserve { channel, piece } => format!("unserve {} {piece:?}", channel.get()),
             Effect::Arrived { channel, piece } => format!("arrived {} {piece:?}", channel.get()),

@@ -9,12 +9,15 @@ use crate::{
     PieceIndex,
     layout::Geometry,
     pieces::PieceSet,
-    wire::{self, Channel, HAVES_MAX, Header, Hello, Open, Refusal, Rejection, WINDOW_MAX},
+    swarm::Class,
+    wire::{self, Channel, HAVES_MAX, Header, Hello, Open, Refusal, Rejection, VERSION_CLASSES, WINDOW_MAX},
 };
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 
 pub(super) struct Session {
     pub(super) peer: Hello,
+    /// The version that both speak.
+    version: u16,
     /// Requests we take at once.
     window: u8,
     pub(super) channels: Channels,
@@ -46,9 +49,10 @@ pub(super) struct Out<'a> {
 }
 
 impl Session {
-    pub(super) fn new(peer: Hello, window: u8, channels: Channels) -> Self {
+    pub(super) fn new(peer: Hello, version: u16, window: u8, channels: Channels) -> Self {
         Self {
             peer,
+            version,
             window,
             channels,
             asked: Vec::with_capacity(usize::from(WINDOW_MAX)),
@@ -96,7 +100,7 @@ impl Session {
                 return Ok(Reading::Body { header, body });
             }
             Header::HaveAll { channel } => self.has_all(channel, out)?,
-            Header::Request { channel, piece } => self.requested(channel, piece, out)?,
+            Header::Request { channel, piece, class } => self.requested(channel, piece, class, out)?,
             Header::Piece { channel, piece, len } => return Ok(self.piece(channel, piece, len, out)?),
             Header::Reject { channel, piece, reason } => {
                 let (asked, _) = self.answered(channel, piece)?;
@@ -177,7 +181,7 @@ impl Session {
         Ok(())
     }
 
-    fn requested(&mut self, channel: Channel, piece: u32, out: &mut Out<'_>) -> Result<(), Violation> {
+    fn requested(&mut self, channel: Channel, piece: u32, class: Class, out: &mut Out<'_>) -> Result<(), Violation> {
         let geometry = self.expect(channel, |phase| matches!(phase, Phase::Open | Phase::Closing))?;
         let piece = index(&geometry, piece)?;
         if self.channels.open_geometry(channel).is_none() {
@@ -190,7 +194,7 @@ impl Session {
             return Err(Violation::Twice(piece.get()));
         }
         self.serving.push(Serving { channel, piece, ready: false });
-        out.effects.push_back(Effect::Serve { channel, piece });
+        out.effects.push_back(Effect::Serve { channel, piece, class });
         Ok(())
     }
 
@@ -273,9 +277,17 @@ impl Session {
         if self.room() == 0 {
             return Err(CommandError::Full);
         }
-        writer.push(&Header::Request { channel, piece: piece.get() }).map_err(|_| CommandError::Full)?;
+        let known = self.version >= VERSION_CLASSES;
+        let class = if known { self.channels.class(channel) } else { Class::Foreground };
+        writer.push(&Header::Request { channel, piece: piece.get(), class }).map_err(|_| CommandError::Full)?;
         self.asked.push(Asked { channel, piece, cancelled: false });
         Ok(())
+    }
+
+    pub(super) fn set_class(&mut self, channel: Channel, class: Class) {
+        if let Some(lane) = self.channels.get_mut(channel) {
+            lane.class = class;
+        }
     }
 
     pub(super) fn accept(&mut self, channel: Channel, has: &PieceSet, out: &mut Out<'_>) -> Result<(), Closed> {

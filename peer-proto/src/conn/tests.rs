@@ -1,6 +1,7 @@
 use super::{pair::*, *};
 use crate::{
     pieces::PieceSet,
+    swarm::Class,
     wire::{CONTROL_LEN_MAX, Farewell, Form, Refusal, Rejection, WireError},
 };
 use alloc::{collections::BTreeSet, format, string::String, vec, vec::Vec};
@@ -10,7 +11,7 @@ const MIB: u32 = 1 << 20;
 const S: Duration = Duration::from_secs(1);
 
 fn request(channel: Channel, piece: u32) -> [u8; HEADER_LEN] {
-    Header::Request { channel, piece }.encode()
+    Header::Request { channel, piece, class: Class::Foreground }.encode()
 }
 
 fn piece_of(channel: Channel, piece: u32, len: u32) -> [u8; HEADER_LEN] {
@@ -18,6 +19,27 @@ fn piece_of(channel: Channel, piece: u32, len: u32) -> [u8; HEADER_LEN] {
 }
 
 // How it goes.
+
+#[test]
+fn requests_say_whether_somebody_waits_to_those_that_know_classes() {
+    for (versions, idly) in [((1, 2), " idly"), ((1, 1), "")] {
+        let b = Conn::accepted(Instant::ZERO, Hello { versions, ..Hello::new(id(2)) });
+        let mut p = Pair::of(Conn::dialled(Instant::ZERO, Hello::new(id(1)), None), b);
+        p.run();
+        let on = p.open(A, 9, "....");
+        p.run();
+        p.does(B, Event::Accept { channel: on, has: set("####") });
+        p.run();
+        p.told(B);
+        p.request(A, on, 0).unwrap();
+        p.does(A, Event::Class { channel: on, class: Class::Background });
+        p.request(A, on, 1).unwrap();
+        p.does(A, Event::Class { channel: on, class: Class::Foreground });
+        p.request(A, on, 2).unwrap();
+        p.run();
+        assert_eq!(p.told(B), ["serve 0 #0", &format!("serve 0 #1{idly}"), "serve 0 #2"]);
+    }
+}
 
 #[test]
 fn both_ends_learn_who_is_there() {
@@ -471,13 +493,13 @@ fn half_a_handshake_has_five_seconds() {
 #[test]
 fn versions_without_a_common_one_part_and_say_so() {
     let now = Instant::ZERO;
-    let newer = Hello { versions: (2, 9), ..Hello::new(id(2)) };
+    let newer = Hello { versions: (3, 9), ..Hello::new(id(2)) };
     let mut p = Pair::of(Conn::dialled(now, Hello::new(id(1)), None), Conn::accepted(now, newer));
     p.run();
-    assert_eq!(p.told(A), ["closed, fault Nobody: peer speaks versions 2 to 9", "hangup"]);
+    assert_eq!(p.told(A), ["closed, fault Nobody: peer speaks versions 3 to 9", "hangup"]);
     let mut p = Pair::of(Conn::dialled(now, newer, None), Conn::accepted(now, Hello::new(id(1))));
     p.run();
-    assert_eq!(p.told(B), ["closed, fault Nobody: peer speaks versions 2 to 9", "hangup"]);
+    assert_eq!(p.told(B), ["closed, fault Nobody: peer speaks versions 3 to 9", "hangup"]);
 }
 
 #[test]

@@ -498,6 +498,25 @@ fn limits_of_classes_are_held_and_who_waits_goes_first() {
 }
 
 #[test]
+fn limits_of_what_is_sent_to_a_class_are_held_and_hold_up_no_other() {
+    let rate = NonZeroU64::new(RATE);
+    let blobs = [blob(100, 0, 1), blob(100, 8, 2)];
+    let limits = Limits { background_out_per_s: rate, ..Limits::default() };
+    let mut world = World::new(5);
+    // Both over one connection.
+    let (seeder, leecher) = (world.node(Made { limits, ..agent() }), world.node(agent()));
+    let layouts = [0, 1].map(|n| world.put(seeder, &blobs[n]));
+    let start = world.now;
+    let mut slow = world.download_as(Class::Background, leecher, &layouts[0], &[seeder]);
+    let mut fast = world.download_as(Class::Foreground, leecher, &layouts[1], &[seeder]);
+    world.answer(&mut fast, LONG).expect("no end in sight").unwrap();
+    let first = (world.now - start).as_secs_f64();
+    assert!(first < seconds_at_rate(&blobs[1..]) / 4.0, "{first} s for what has no limit");
+    world.answer(&mut slow, LONG).expect("no end in sight").unwrap();
+    assert_close("background", (world.now - start).as_secs_f64(), seconds_at_rate(&blobs[..1]));
+}
+
+#[test]
 fn a_limit_holds_up_no_control_message() {
     let mut world = World::new(6);
     let limits = Limits { bytes_out_per_s: NonZeroU64::new(MIB as u64), ..Limits::default() };
