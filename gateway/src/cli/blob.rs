@@ -56,6 +56,8 @@ pub struct Put {
     /// An origin's API; any of the cluster
     #[arg(long, default_value = "127.0.0.1:15002", value_name = "HOST:PORT")]
     origin: HostPort,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 /// `shoal blob get`
@@ -72,6 +74,25 @@ pub struct Get {
     /// An agent's API
     #[arg(long, default_value = "127.0.0.1:16002", value_name = "HOST:PORT")]
     agent: HostPort,
+    #[command(flatten)]
+    trust: Trust,
+}
+
+/// How a role is spoken to.
+#[derive(Debug, Default, Args)]
+struct Trust {
+    /// Speak TLS, and trust the authorities in this file (PEM) and no others
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Trust {
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(match &self.ca {
+            Some(ca) => Client::secure(http::tls::trusting(ca).context("--ca")?),
+            None => Client::default(),
+        })
+    }
 }
 
 impl Command {
@@ -86,6 +107,7 @@ impl Command {
 
 impl Put {
     async fn run(self) -> anyhow::Result<()> {
+        let client = self.trust.client()?;
         let size = fs::metadata(&self.file).with_context(|| self.file.display().to_string())?.len();
         let progress = Progress::start("hash", size);
         let digest = {
@@ -93,7 +115,7 @@ impl Put {
             tokio::task::spawn_blocking(move || hash(&file, size, &progress)).await??
         };
         progress.end();
-        let origin = Origin::new(self.origin.clone(), Client::default());
+        let origin = Origin::new(self.origin.clone(), client);
         match origin.stat(&self.namespace, &digest, Reach::Everywhere).await {
             Ok(_) => eprintln!("{digest} is there already"),
             Err(origin::Error::NotFound) => self.upload(&origin, &digest, size).await?,
@@ -240,8 +262,8 @@ enum Broke {
 
 impl Get {
     async fn run(self) -> anyhow::Result<()> {
+        let client = self.trust.client()?;
         let mut partial = Partial::open(&self.output, &self.digest)?;
-        let client = Client::default();
         let mut progress = None;
         let mut tries = 0;
         loop {
@@ -431,7 +453,38 @@ mod tests {
     }
 
     fn get(digest: Digest, output: &Path, agent: &HostPort) -> Get {
-        Get { digest, output: output.into(), namespace: "n".parse().unwrap(), agent: agent.clone() }
+        Get {
+            digest,
+            output: output.into(),
+            namespace: "n".parse().unwrap(),
+            agent: agent.clone(),
+            trust: Trust::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_role_with_a_certificate_is_asked_over_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = http::tls::Files { certificate: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        fs::write(&files.certificate, signed.cert.pem()).unwrap();
+        fs::write(&files.key, signed.signing_key.serialize_pem()).unwrap();
+        let bytes = vec![3; 5000];
+        let digest = digest_of(&bytes);
+        let blob = Arc::new(Blob { bytes: bytes.clone().into(), most: 10_000, sent: AtomicU64::new(0) });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let agent = listener.local_addr().unwrap().into();
+        let (_stop, stopped) = watch::channel(false);
+        let tls = http::tls::Tls::open(files.clone()).unwrap();
+        tokio::spawn(http::server::serve_with(listener, Some(tls), blob, stopped, Duration::ZERO));
+
+        let output = dir.path().join("out");
+        let trust = Trust { ca: Some(files.certificate) };
+        Get { trust, ..get(digest, &output, &agent) }.run().await.unwrap();
+        assert_eq!(fs::read(&output).unwrap(), bytes);
+        let trust = Trust { ca: Some("/nowhere/ca.pem".into()) };
+        let error = Get { trust, ..get(digest, &output, &agent) }.run().await.unwrap_err();
+        assert_eq!(error.to_string(), "--ca");
     }
 
     #[tokio::test]
