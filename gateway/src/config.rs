@@ -270,7 +270,10 @@ pub struct Cluster {
     pub trackers: Vec<HostPort>,
     /// The indexes' addresses.
     pub indexes: Vec<HostPort>,
-    /// The certificates, in PEM, that origins, trackers and indexes are known by: with it all of them are called over TLS.
+    /// The proxy that agents' registries pass writes on to; without it they refuse them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<HostPort>,
+    /// The certificates, in PEM, that the roles above are known by: with it all of them are called over TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// Origins that keep each blob.
@@ -282,7 +285,15 @@ pub struct Cluster {
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { origins: Vec::new(), trackers: Vec::new(), indexes: Vec::new(), ca: None, replicas: 2, this: None }
+        Self {
+            origins: Vec::new(),
+            trackers: Vec::new(),
+            indexes: Vec::new(),
+            proxy: None,
+            ca: None,
+            replicas: 2,
+            this: None,
+        }
     }
 }
 
@@ -485,6 +496,7 @@ impl Raw {
             origins: self.cluster.origins.clone(),
             replicas: check.replicas(),
             indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
+            proxy: self.cluster.proxy.clone(),
             download: DownloadWaits {
                 unreachable: self.download.unreachable_wait.get(),
                 refresh: self.download.refresh_wait.get(),
@@ -615,6 +627,8 @@ pub struct Agent {
     pub replicas: NonZeroUsize,
     /// At least one.
     pub indexes: Vec<HostPort>,
+    /// Takes what is written at the registry; none where that is refused.
+    pub proxy: Option<HostPort>,
     /// How long it waits.
     pub download: DownloadWaits,
 }

@@ -201,6 +201,7 @@ impl Node {
         let ready = vec![engine_check(&engine), tracker_check(&trackers), index_check(&index)];
         let admin = Admin::new(Role::Agent, metrics, vec![engine_check(&engine)], ready);
         let api = agent::Api::new(downloads, index);
+        let images = registry::Relay::new(images, config.proxy.map(|proxy| (proxy, self.http.clone())));
         self.serve(Role::Agent, "registry", registry_listener, admin.front(images, registry::class));
         self.serve(Role::Agent, "blobs", api_listener, admin.front(api, agent::api::class));
 

@@ -26,7 +26,7 @@ use prometheus_client::{
 use std::sync::Arc;
 
 /// On every answer, since clients tell by it that this is a registry.
-const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 /// The digest of what an answer is about.
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
