@@ -7,7 +7,10 @@ pub mod real;
 pub mod sim;
 
 use bytes::Bytes;
-use std::{fmt, io, ops::Range, sync::Arc, time::Duration};
+use std::{fmt, io, ops::Range, os::fd::BorrowedFd, sync::Arc, time::Duration};
+
+/// What offsets, lengths and memory of direct reads are multiples of, bytes: as much as any disk's logical block.
+pub const DIRECT_ALIGN: usize = 4096;
 
 /// A directory tree.
 pub trait Disk: fmt::Debug + Send + Sync {
@@ -61,6 +64,12 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Fills `buf`; [`io::ErrorKind::UnexpectedEof`] where the file is too short.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// Fills as much of `buf` as the file has from `offset` on, past the page cache; how much that is. The offset, the buffer's address
+    /// and its length have to be multiples of [`DIRECT_ALIGN`]. None where the disk has no such way.
+    fn read_direct(&self, _offset: u64, _buf: &mut [u8]) -> Option<io::Result<usize>> {
+        None
+    }
+
     /// Gives back what was set aside beyond its first `len` bytes, which must be its length.
     fn trim(&self, len: u64) -> io::Result<()>;
 
@@ -70,6 +79,34 @@ pub trait File: fmt::Debug + Send + Sync {
 
     /// Maps its first `len` bytes for reading; none where this disk does not map.
     fn map(&self, len: u64) -> io::Result<Option<Arc<dyn Mapping>>>;
+
+    /// What the kernel may send its bytes from without passing them through a process; none where it cannot.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The kernel cannot after all: from now on no file of this disk has a descriptor.
+    fn undescribe(&self) {}
+}
+
+/// A range of a file that is in memory and will not be written again, for the kernel to send.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) mapping: Arc<dyn Mapping>,
+    pub(crate) range: Range<u64>,
+}
+
+impl Stretch {
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        usize::try_from(self.range.end - self.range.start).unwrap_or(usize::MAX)
+    }
+
+    /// The same bytes by way of the mapping.
+    pub(crate) fn mapped(&self) -> Bytes {
+        Arc::clone(&self.mapping).bytes(self.range.clone())
+    }
 }
 
 /// Bytes of a file, seen without a copy.
@@ -119,6 +156,7 @@ pub fn is_full(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{buf::Pool, handle::SendPath};
 
     /// What the store relies on, of every disk.
     fn conforms(disk: &dyn Disk) {
@@ -134,6 +172,11 @@ mod tests {
         file.read_at(3_999, &mut buf).unwrap();
         assert_eq!(&buf, b"\0hello\0");
         assert_eq!(kind(file.read_at(9_999, &mut buf)), io::ErrorKind::UnexpectedEof);
+        let mut room = Pool::new(1 << 20).take(3 * DIRECT_ALIGN).unwrap();
+        if let Some(got) = file.read_direct(0, &mut room) {
+            assert_eq!(got.unwrap(), 10_000, "as far as the file goes");
+            assert_eq!(&room[3_999..4_006], b"\0hello\0");
+        }
         let map = file.map(10_000).unwrap().unwrap();
         assert_eq!(Arc::clone(&map).bytes(4_000..4_005), &b"hello"[..]);
         assert!(map.resident(4_000..4_005), "just written");
@@ -173,9 +216,13 @@ mod tests {
     #[test]
     fn both_disks_conform() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = real::Real::open(dir.path(), true).unwrap();
+        let disk = real::Real::open(dir.path(), true, SendPath::Sendfile).unwrap();
         conforms(&disk);
-        assert_eq!(real::Real::open(dir.path(), true).unwrap_err().kind(), io::ErrorKind::WouldBlock, "one process");
+        assert_eq!(
+            real::Real::open(dir.path(), true, SendPath::Mapped).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock,
+            "one process"
+        );
         conforms(&sim::Sim::new(1, 1 << 20));
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod sim;
 
 use crate::{
     buf::Buf,
+    disk::Stretch,
     job::{Job, Outcome},
     shard::command::{Answer, Command, Message},
 };
@@ -187,8 +188,36 @@ pub(crate) struct Send {
     pub(crate) control: Vec<u8>,
     /// Bytes of it that have gone.
     pub(crate) control_sent: usize,
-    /// The piece: mapped or pooled, at most [`SEND_MAX`] at a time.
-    pub(crate) body: Bytes,
+    /// The piece, of which at most [`SEND_MAX`] go at a time.
+    pub(crate) body: Body,
+}
+
+/// Where the bytes of a piece are that is sent.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// In a mapping or a buffer: the kernel copies them.
+    Memory(Bytes),
+    /// In the pages of a file, which the kernel sends as they are.
+    File(Stretch),
+}
+
+impl Body {
+    /// No piece.
+    pub(crate) const NONE: Self = Self::Memory(Bytes::new());
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::File(stretch) => stretch.len(),
+        }
+    }
+
+    fn advance(&mut self, n: usize) {
+        match self {
+            Self::Memory(bytes) => bytes.advance(n),
+            Self::File(stretch) => stretch.range.start = (stretch.range.start + n as u64).min(stretch.range.end),
+        }
+    }
 }
 
 /// Bytes of a piece sent at a time at most: what the other connections of a shard wait for at worst.
@@ -197,23 +226,32 @@ pub(crate) const SEND_MAX: usize = 1 << 20;
 impl Send {
     /// Whether all of it has gone.
     pub(crate) fn is_over(&self) -> bool {
-        self.control_sent == self.control.len() && self.body.is_empty()
+        self.len() == 0
     }
 
     /// Bytes that have not gone.
     pub(crate) fn len(&self) -> usize {
-        self.control.len() - self.control_sent + self.body.len()
+        self.control_left() + self.body.len()
     }
 
-    /// Books `n` bytes of [`Self::parts`] as gone.
+    fn control_left(&self) -> usize {
+        self.control.len() - self.control_sent
+    }
+
+    /// Books `n` bytes as gone.
     fn left(&mut self, n: usize) {
-        let control = n.min(self.control.len() - self.control_sent);
+        let control = n.min(self.control_left());
         self.control_sent += control;
         self.body.advance(n - control);
     }
 
+    /// What is in memory of it.
     fn parts(&self) -> [&[u8]; 2] {
-        [&self.control[self.control_sent..], &self.body[..self.body.len().min(SEND_MAX)]]
+        let body = match &self.body {
+            Body::Memory(bytes) => &bytes[..bytes.len().min(SEND_MAX)],
+            Body::File(_) => &[],
+        };
+        [&self.control[self.control_sent..], body]
     }
 }
 

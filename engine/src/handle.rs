@@ -62,6 +62,8 @@ pub struct Config {
     pub proof: Proof,
     /// Serve from memory-mapped files. Off for file systems where mapping is unsafe.
     pub mmap: bool,
+    /// How pieces that are in memory are sent.
+    pub send: SendPath,
     /// Peer traffic limits.
     pub limits: Limits,
     /// How long a peer may be silent before its connection ends; [`conn::IDLE_MAX`](peer_proto::conn::IDLE_MAX) unless there is a
@@ -100,6 +102,16 @@ pub enum DriverChoice {
     IoUring,
     /// epoll.
     Epoll,
+}
+
+/// How the bytes of pieces that are in memory get to a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SendPath {
+    /// As they lie in the page cache, without a copy (sendfile); by the mapping on a file system that cannot.
+    #[default]
+    Sendfile,
+    /// From the file's mapping, with the kernel's one copy.
+    Mapped,
 }
 
 /// What [`DriverChoice::Auto`] comes to.
@@ -550,7 +562,7 @@ impl Handle {
 
 /// Starts an engine: its shards, its workers, its listener.
 pub fn start(config: Config) -> Result<Handle, Error> {
-    let disk = Arc::new(Real::open(&config.data_dir, config.mmap)?);
+    let disk = Arc::new(Real::open(&config.data_dir, config.mmap, config.send)?);
     let options = store::Options { quota: config.quota.map(NonZeroU64::get), proof: config.proof, boot: boot_id() };
     let store = Arc::new(Store::open(disk, options, Pool::new(PIECE_BUFFERS), unix_now())?);
     let id = match config.id {
@@ -727,6 +739,7 @@ mod tests {
             quota: None,
             proof: Proof::Full,
             mmap: true,
+            send: SendPath::default(),
             limits: Limits::default(),
             peer_idle: peer_proto::conn::IDLE_MAX,
         }

@@ -1,10 +1,10 @@
 //! The sending side of one connection: pieces asked for, in the order they were asked for, until they are on the socket.
 //!
-//! What is in memory goes straight from the file's mapping; what is not is read by a worker into a pooled buffer while what
+//! What is in memory goes straight from the file's pages; what is not is read by a worker into a pooled buffer while what
 //! stands behind it goes first. One piece at a time is readied, just before its turn, so that one connection does not spend the
 //! bandwidth of the others.
 
-use crate::driver::Token;
+use crate::driver::{Body, Token};
 use bytes::Bytes;
 use peer_proto::{PieceIndex, swarm::Class, wire::Channel};
 use std::collections::VecDeque;
@@ -45,7 +45,7 @@ enum State {
 pub(crate) struct Queue {
     requests: VecDeque<Request>,
     /// The piece whose header goes out next.
-    ready: Option<(Channel, PieceIndex, Bytes)>,
+    ready: Option<(Channel, PieceIndex, Body)>,
 }
 
 impl Queue {
@@ -113,14 +113,14 @@ impl Queue {
     }
 
     /// Takes request number `at` out to be sent next.
-    pub(crate) fn ready(&mut self, at: usize, bytes: Bytes) {
+    pub(crate) fn ready(&mut self, at: usize, body: Body) {
         if let Some(request) = self.requests.remove(at) {
-            self.ready = Some((request.channel, request.piece, bytes));
+            self.ready = Some((request.channel, request.piece, body));
         }
     }
 
-    /// The bytes of the piece that the connection writes now.
-    pub(crate) fn take(&mut self, channel: Channel, piece: PieceIndex) -> Option<Bytes> {
+    /// The piece that the connection writes now.
+    pub(crate) fn take(&mut self, channel: Channel, piece: PieceIndex) -> Option<Body> {
         self.ready.take_if(|ready| (ready.0, ready.1) == (channel, piece)).map(|ready| ready.2)
     }
 }
@@ -139,10 +139,10 @@ mod tests {
         queue.reading(0, Token(7));
         let next = queue.next(0).unwrap();
         assert_eq!((next.at, next.piece, next.fetched), (1, piece(1), None));
-        queue.ready(1, Bytes::from_static(b"one"));
+        queue.ready(1, Body::Memory(Bytes::from_static(b"one")));
         assert!(queue.is_ready());
         assert_eq!(queue.fetched(Token(7), Some(Bytes::from_static(b"null"))), None);
-        assert_eq!(queue.take(channel, piece(1)), Some(Bytes::from_static(b"one")));
+        assert!(matches!(queue.take(channel, piece(1)), Some(Body::Memory(bytes)) if bytes == "one"));
         let next = queue.next(0).unwrap();
         assert_eq!((next.at, next.piece, next.fetched.map(|bytes| &bytes[..])), (0, piece(0), Some(&b"null"[..])));
         queue.reading(1, Token(8));

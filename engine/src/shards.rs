@@ -340,6 +340,7 @@ mod tests {
             quota: None,
             proof: Proof::Full,
             mmap: true,
+            send: handle::SendPath::default(),
             limits: Limits::default(),
             peer_idle: peer_proto::conn::IDLE_MAX,
         }
@@ -349,7 +350,7 @@ mod tests {
     fn under_a_filter_that_denies_io_uring_nodes_run_on_epoll() {
         // Threads inherit the filter from the one that starts them, and no other test's have it.
         let filtered = std::thread::spawn(|| {
-            refuse();
+            refuse(libc::SYS_io_uring_setup);
             assert!(!handle::driver_here().io_uring);
             let dirs = [(); 3].map(|()| TempDir::new().unwrap());
             assert!(
@@ -357,26 +358,43 @@ mod tests {
                 "io_uring was asked for, and nothing else"
             );
             let nodes = [0, 1].map(|n| start(config(&dirs[n], DriverChoice::Auto)).unwrap());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime.block_on(async {
-                let blob: bytes::Bytes = (0..3_000_000_u32).map(|n| (n >> 8) as u8).collect();
-                let mut hash = peer_proto::LayoutBuilder::new(Algorithm::Sha256);
-                hash.update(&blob).unwrap();
-                let mut upload = nodes[0].upload(Algorithm::Sha256, None).await.unwrap();
-                upload.write(0, blob.clone()).await.unwrap();
-                let layout = upload.commit(hash.finish().digest()).await.unwrap();
-                let seeder = Peer { id: nodes[0].id(), addr: nodes[0].peer_addr(), origin: false };
-                nodes[1].download("a".parse().unwrap(), layout.clone(), Class::Foreground).await.unwrap();
-                nodes[1].peers(layout.digest(), vec![seeder]);
-                tokio::time::timeout(Duration::from_secs(60), nodes[1].wait(layout.digest())).await.unwrap().unwrap();
-                for node in &nodes {
-                    let drivers = node.metrics().into_iter().filter(|metric| metric.name == "driver");
-                    let epoll = drivers.filter(|driver| driver.label == Some(("kind", "epoll")));
-                    assert!(epoll.into_iter().all(|driver| matches!(driver.value, handle::MetricValue::Gauge(1))));
-                    node.shutdown(Duration::ZERO).await;
-                }
+            a_blob_goes_between(&nodes, |node| {
+                let drivers = node.metrics().into_iter().filter(|metric| metric.name == "driver");
+                let epoll = drivers.filter(|driver| driver.label == Some(("kind", "epoll")));
+                assert!(epoll.into_iter().all(|driver| matches!(driver.value, handle::MetricValue::Gauge(1))));
             });
         });
         filtered.join().unwrap();
+    }
+
+    #[test]
+    fn under_a_filter_that_denies_sendfile_pieces_go_by_their_mappings() {
+        let filtered = std::thread::spawn(|| {
+            refuse(libc::SYS_sendfile);
+            let dirs = [(); 2].map(|()| TempDir::new().unwrap());
+            let nodes = dirs.each_ref().map(|dir| start(config(dir, DriverChoice::Auto)).unwrap());
+            a_blob_goes_between(&nodes, |_| {});
+        });
+        filtered.join().unwrap();
+    }
+
+    fn a_blob_goes_between(nodes: &[handle::Handle; 2], check: impl Fn(&handle::Handle)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let blob: bytes::Bytes = (0..3_000_000_u32).map(|n| (n >> 8) as u8).collect();
+            let mut hash = peer_proto::LayoutBuilder::new(Algorithm::Sha256);
+            hash.update(&blob).unwrap();
+            let mut upload = nodes[0].upload(Algorithm::Sha256, None).await.unwrap();
+            upload.write(0, blob.clone()).await.unwrap();
+            let layout = upload.commit(hash.finish().digest()).await.unwrap();
+            let seeder = Peer { id: nodes[0].id(), addr: nodes[0].peer_addr(), origin: false };
+            nodes[1].download("a".parse().unwrap(), layout.clone(), Class::Foreground).await.unwrap();
+            nodes[1].peers(layout.digest(), vec![seeder]);
+            tokio::time::timeout(Duration::from_secs(60), nodes[1].wait(layout.digest())).await.unwrap().unwrap();
+            for node in nodes {
+                check(node);
+                node.shutdown(Duration::ZERO).await;
+            }
+        });
     }
 }

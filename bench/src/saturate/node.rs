@@ -4,7 +4,7 @@ use super::child::{self, Moved};
 use anyhow::{Context, Result, ensure};
 use engine::{
     Handle,
-    handle::{Class, Config, DriverChoice, Limits, Peer, Proof, Stat},
+    handle::{Class, Config, DriverChoice, Limits, Peer, Proof, SendPath, Stat},
 };
 use peer_proto::{Algorithm, Layout, LayoutBuilder, PeerId, wire::Zone};
 use std::{
@@ -39,6 +39,9 @@ pub(crate) struct Node {
     /// io-uring, epoll, or auto.
     #[arg(long, default_value = "auto", value_parser = driver)]
     driver: DriverChoice,
+    /// Send pieces from their mappings, not by sendfile.
+    #[arg(long)]
+    send_mapped: bool,
     /// Prove pieces by CRC-32 only.
     #[arg(long)]
     proof_crc: bool,
@@ -79,6 +82,7 @@ impl Node {
             quota: None,
             proof: if self.proof_crc { Proof::Crc } else { Proof::Full },
             mmap: true,
+            send: if self.send_mapped { SendPath::Mapped } else { SendPath::Sendfile },
             limits: Limits::default(),
             peer_idle: peer_proto::conn::IDLE_MAX,
         })?;

@@ -311,7 +311,7 @@ impl<'a> Table<'a> {
         let [crc, proof, bare, hash] = self.turns.take("receive", names, |side| match side {
             0 => self.leech(&self.receiver, &told, &mut seeder, &["--proof-crc", "--workers", "1"]),
             // The hash is to have a core of its own, and with two there is none left for the sender.
-            1 => self.leech(self.proof_cores(), &told, &mut seeder, &["--workers", "1"]),
+            1 => self.leech(self.proof_cores(), &told, &mut seeder, &[]),
             2 => self.receive_raw(&mut raw),
             _ => self.hash(),
         })?;
@@ -341,7 +341,7 @@ impl<'a> Table<'a> {
         let (mut seeder, told) = self.seeder("seeder", &self.all, &[&self.file])?;
         let [ours, against] = self.turns.take("agent-to-agent", ["ours", "nginx+curl"], |side| {
             if side == 0 {
-                self.leech(&self.all, &told, &mut seeder, &["--workers", "1"])
+                self.leech(&self.all, &told, &mut seeder, &[])
             } else {
                 self.turns.warm.release()?;
                 nginx.fetch("blob", &self.dir.join("curled"), self.len)
@@ -405,7 +405,7 @@ impl<'a> Table<'a> {
         let sendfile = SystemCalls::of(raw.pid(), || Run::together(&self.turns.warm, &mut raw, &mut client))?;
         let note = "those of the node, against sendfile's".to_owned();
         self.row("calls-serve", "a piece", "given", serve as f64 / pieces, sendfile as f64 / pieces, note);
-        let mut leecher = self.leecher(self.proof_cores(), &told, &["--workers", "1"])?;
+        let mut leecher = self.leecher(self.proof_cores(), &told, &[])?;
         let receive = SystemCalls::of(leecher.pid(), || Run::together(&self.turns.warm, &mut seeder, &mut leecher))?;
         drop(leecher);
         fs::remove_dir_all(self.dir.join("leecher"))?;
@@ -454,7 +454,7 @@ impl<'a> Table<'a> {
         let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
         let [epoll, ring] = self.turns.take("epoll", ["epoll", "io_uring"], |side| {
             let driver = if side == 0 { "epoll" } else { "io-uring" };
-            let mut args = words(["--driver", driver, "--workers", "1", "--data-dir"]);
+            let mut args = words(["--driver", driver, "--data-dir"]);
             args.push(self.dir.join("leecher").display().to_string());
             args.extend(words([&told.layouts[0], &told.addr, &told.id]));
             let mut leecher = Role::start(&self.all, "leech", &args)?;

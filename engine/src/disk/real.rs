@@ -1,14 +1,28 @@
 //! A directory of the machine's file system.
 
-use super::{Disk, File, Listed, Mapping, Meta, Space};
-use crate::raw::Map;
+use super::{DIRECT_ALIGN, Disk, File, Listed, Mapping, Meta, Space};
+use crate::{handle::SendPath, raw::Map};
 use bytes::Bytes;
 use rustix::{
     fd::OwnedFd,
     fs::{self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags},
     io::Errno,
 };
-use std::{fs::File as StdFile, io, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File as StdFile,
+    io,
+    ops::Range,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+    path::Path,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
 const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
@@ -18,22 +32,30 @@ const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
 pub struct Real {
     root: OwnedFd,
     mmap: bool,
+    /// Whether the kernel may be told to send straight from files; false for good once it cannot.
+    sendfile: Arc<AtomicBool>,
     /// Held for its lock: two processes on one directory would delete each other's files.
     _lock: OwnedFd,
 }
 
 impl Real {
     /// Opens `root`, made where missing. [`io::ErrorKind::WouldBlock`] where another process has it.
-    pub fn open(root: &Path, mmap: bool) -> io::Result<Self> {
+    pub fn open(root: &Path, mmap: bool, send: SendPath) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let root = fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let lock = fs::openat(&root, "lock", OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, FILE_MODE)?;
         fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self { root, mmap, _lock: lock })
+        let sendfile = Arc::new(AtomicBool::new(send == SendPath::Sendfile));
+        Ok(Self { root, mmap, sendfile, _lock: lock })
     }
 
     fn opened(&self, fd: OwnedFd) -> Arc<dyn File> {
-        Arc::new(Open { file: fd.into(), mmap: self.mmap })
+        Arc::new(Open {
+            file: fd.into(),
+            mmap: self.mmap,
+            sendfile: Arc::clone(&self.sendfile),
+            direct: OnceLock::new(),
+        })
     }
 
     fn dir(&self, path: &str) -> io::Result<OwnedFd> {
@@ -143,6 +165,17 @@ impl Disk for Real {
 struct Open {
     file: StdFile,
     mmap: bool,
+    sendfile: Arc<AtomicBool>,
+    /// The same file for direct reads, once one was wanted; none where the file system has no such.
+    direct: OnceLock<Option<OwnedFd>>,
+}
+
+impl Open {
+    /// By the name that this process has for its own descriptor: the file may have been moved since it was opened.
+    fn reopen_direct(&self) -> Option<OwnedFd> {
+        let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        fs::open(name, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
 }
 
 impl File for Open {
@@ -156,6 +189,24 @@ impl File for Open {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
+    }
+
+    fn read_direct(&self, offset: u64, buf: &mut [u8]) -> Option<io::Result<usize>> {
+        let file = self.direct.get_or_init(|| self.reopen_direct()).as_ref()?;
+        let mut got = 0;
+        while got < buf.len() {
+            match rustix::io::pread(file, &mut buf[got..], offset + got as u64) {
+                Ok(0) => break,
+                // What follows a part of a block is the file's end.
+                Ok(n) if !n.is_multiple_of(DIRECT_ALIGN) => return Some(Ok(got + n)),
+                Ok(n) => got += n,
+                Err(Errno::INTR) => {}
+                // Opened, and then not able to after all: as if it had said so at once.
+                Err(Errno::INVAL) => return None,
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+        Some(Ok(got))
     }
 
     fn trim(&self, len: u64) -> io::Result<()> {
@@ -172,6 +223,16 @@ impl File for Open {
         }
         let map = Map::new(&self.file, len)?;
         Ok(Some(Arc::new(map)))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.sendfile.load(Relaxed).then(|| self.file.as_fd())
+    }
+
+    fn undescribe(&self) {
+        if self.sendfile.swap(false, Relaxed) {
+            tracing::warn!("this file system does not let the kernel send from files: pieces go by their mappings");
+        }
     }
 }
 

@@ -6,8 +6,9 @@
 //! Nothing here is ever cancelled: the poll is the only operation that the kernel holds, and shutting the socket down
 //! completes it. monoio's cross-thread wakers are not used; other threads write to a socket that is polled like the rest.
 
-use super::{Carried, Effect, Event, Recv, Send, SocketId};
+use super::{Body, Carried, Effect, Event, Recv, SEND_MAX, Send, SocketId};
 use crate::{
+    disk::Stretch,
     inbox::{self, Inbox},
     net, raw,
     shard::{Core, Done, Outbox, command::Command},
@@ -524,12 +525,50 @@ async fn receive(socket: &Socket, op: &mut Recv) -> io::Result<usize> {
     }
 }
 
+/// Sends what the socket takes: all in one call where it is in memory, a file's pages by a second one.
 fn try_send(socket: &Socket, op: &mut Send) -> Result<usize, Errno> {
+    let mut sent = 0;
+    if matches!(op.body, Body::Memory(_)) || op.control_left() > 0 {
+        sent = send_memory(socket, op)?;
+    }
+    if op.control_left() > 0 {
+        return Ok(sent);
+    }
+    let Body::File(stretch) = &op.body else { return Ok(sent) };
+    match send_file(socket, stretch) {
+        // The file is shorter than its blob: somebody else has cut it.
+        Ok(0) => Err(Errno::IO),
+        Ok(n) => {
+            op.left(n);
+            Ok(sent + n)
+        }
+        // No such call for this file system's files, or under this process's filter.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
+            stretch.file.undescribe();
+            op.body = Body::Memory(stretch.mapped());
+            if sent > 0 { Ok(sent) } else { send_memory(socket, op) }
+        }
+        // The next call has the same to say.
+        Err(_) if sent > 0 => Ok(sent),
+        Err(error) => Err(error),
+    }
+}
+
+fn send_memory(socket: &Socket, op: &mut Send) -> Result<usize, Errno> {
     let parts = op.parts().map(IoSlice::new);
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // A header leaves in one packet with the file's first bytes.
+    flags.set(SendFlags::MORE, matches!(op.body, Body::File(_)));
     let sent = rustix::io::retry_on_intr(|| sendmsg(socket.fd(), &parts, &mut SendAncillaryBuffer::default(), flags))?;
     op.left(sent);
     Ok(sent)
+}
+
+/// A peer that has gone is an error and no signal: Rust's runtime has SIGPIPE ignored.
+fn send_file(socket: &Socket, stretch: &Stretch) -> Result<usize, Errno> {
+    let Some(file) = stretch.file.descriptor() else { return Err(Errno::INVAL) };
+    let len = stretch.len().min(SEND_MAX);
+    rustix::io::retry_on_intr(|| rustix::fs::sendfile(socket.fd(), file, Some(&mut stretch.range.start.clone()), len))
 }
 
 /// Lets the runtime look at what has become ready.

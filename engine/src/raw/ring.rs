@@ -26,11 +26,11 @@ pub(crate) fn refused() -> Option<io::Error> {
 pub(crate) mod tests {
     use super::*;
 
-    /// From now on this thread, and those it starts, get EPERM for io_uring_setup, as under a container's profile.
-    pub(crate) fn refuse() {
+    /// From now on this thread, and those it starts, get EPERM for a system call, as under a container's profile.
+    pub(crate) fn refuse(call: libc::c_long) {
         rustix::thread::set_no_new_privs(true).unwrap();
         let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-        let number = libc::SYS_io_uring_setup as u32;
+        let number = call as u32;
         let mut filter = [
             // The system call's number is the first word of what a filter sees.
             op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
@@ -48,7 +48,7 @@ pub(crate) mod tests {
     #[test]
     fn a_filter_is_noticed() {
         std::thread::spawn(|| {
-            refuse();
+            refuse(libc::SYS_io_uring_setup);
             assert_eq!(refused().unwrap().raw_os_error(), Some(libc::EPERM));
         })
         .join()

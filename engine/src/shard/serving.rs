@@ -2,7 +2,7 @@
 
 use super::{Core, Pending, READS_MAX, link::Link};
 use crate::{
-    driver::{SocketId, Token},
+    driver::{Body, SocketId, Token},
     job::Job,
     limit,
     serve::Next,
@@ -35,9 +35,13 @@ impl Core {
                 continue;
             }
             let range = blob.layout().geometry().range(piece);
-            let mapped = || blob.resident(range.clone()).then(|| blob.slice(range.clone())).flatten();
+            let hot = || {
+                let stretch = || blob.stretch(range.clone()).map(Body::File);
+                let mapped = || blob.slice(range.clone()).map(Body::Memory);
+                if blob.resident(range.clone()) { stretch().or_else(mapped) } else { None }
+            };
             let cold = fetched.is_some();
-            let Some(bytes) = fetched.cloned().or_else(mapped) else {
+            let Some(body) = fetched.cloned().map(Body::Memory).or_else(hot) else {
                 if !link.serve.may_read() {
                     return false;
                 }
@@ -52,12 +56,12 @@ impl Core {
                 skip = at;
                 continue;
             };
-            if !self.take_bandwidth(link, class, bytes.len() as u64) {
+            if !self.take_bandwidth(link, class, body.len() as u64) {
                 return false;
             }
             let stats = &self.setup.stats;
             if cold { &stats.pieces_cold } else { &stats.pieces_hot }.add(1);
-            link.serve.ready(at, bytes);
+            link.serve.ready(at, body);
             link.conn.handle(self.now, conn::Event::Ready { channel, piece });
             return true;
         }

@@ -2,10 +2,9 @@
 
 use super::{Core, link::Link};
 use crate::{
-    driver::{Effect, Send},
+    driver::{Body, Effect, Send},
     receive::Pumped,
 };
-use bytes::Bytes;
 use peer_proto::{
     conn::{self, Need},
     pieces::PieceSet,
@@ -127,8 +126,8 @@ impl Core {
                         link.over = true;
                         return;
                     }
-                    Some(Some(bytes)) => bytes,
-                    None => Bytes::new(),
+                    Some(Some(body)) => body,
+                    None => Body::NONE,
                 };
                 link.sending = true;
                 let op = Send { control: head, control_sent: 0, body };

@@ -1,7 +1,7 @@
 //! One blob as its readers see it: shared, read without a lock, good until the last of them lets go of it.
 
 use super::PieceMap;
-use crate::disk::{File, Mapping};
+use crate::disk::{File, Mapping, Stretch};
 use bytes::Bytes;
 use peer_proto::{Digest, Layout, Namespace, PieceIndex};
 use std::{
@@ -29,6 +29,8 @@ pub struct Blob {
     pub(super) seen: PieceMap,
     /// Pieces written or being written, so that two arrivals of one piece do not both write.
     pub(super) taken: PieceMap,
+    /// Pieces that were read past the page cache: for the first peer that wants one. Whatever is wanted again goes through it.
+    pub(super) passed: PieceMap,
     /// The piece map's file, while partial.
     pub(super) record: Mutex<Option<Arc<dyn File>>>,
     whole: AtomicBool,
@@ -47,10 +49,10 @@ impl Blob {
         let geometry = layout.geometry();
         let mapping = file.map(layout.length())?;
         let used = AtomicU64::new(clock.load(Relaxed));
-        let [pieces, seen, taken] = [(); 3].map(|()| PieceMap::none(geometry));
+        let [pieces, seen, taken, passed] = [(); 4].map(|()| PieceMap::none(geometry));
         let (whole, gone) = (AtomicBool::new(false), AtomicBool::new(false));
         let record = Mutex::new(None);
-        Ok(Self { layout, namespace, file, mapping, pieces, seen, taken, record, whole, gone, clock, used })
+        Ok(Self { layout, namespace, file, mapping, pieces, seen, taken, passed, record, whole, gone, clock, used })
     }
 
     /// Its name.
@@ -96,6 +98,18 @@ impl Blob {
             Some(mapping) => Some(Arc::clone(mapping).bytes(range)),
             None => None,
         }
+    }
+
+    /// The file behind a range of complete pieces, for the kernel to send from: the bytes of [`Self::slice`] without the copy into the
+    /// socket's buffers. None where that has none, or where the disk cannot.
+    pub fn stretch(&self, range: Range<u64>) -> Option<Stretch> {
+        let mapping = self.mapping.as_ref()?;
+        self.file.descriptor()?;
+        if range.is_empty() || range.end > self.layout.length() || !self.seen.covers(range.clone()) {
+            return None;
+        }
+        self.touch();
+        Some(Stretch { file: Arc::clone(&self.file), mapping: Arc::clone(mapping), range })
     }
 
     /// Whether [`Self::slice`] of this range has bytes that wait for no disk.

@@ -4,21 +4,30 @@ use super::{
     Blob, Claim, Error, QUARANTINE_MAX, ReadError, Store,
     files::{cache_dir, partial_dir},
 };
-use crate::{buf::Buf, disk::Space};
+use crate::{
+    buf::Buf,
+    disk::{DIRECT_ALIGN, Space},
+};
 use bytes::Bytes;
-use std::{ops::Range, sync::atomic::Ordering::Relaxed};
+use std::{io, ops::Range, sync::atomic::Ordering::Relaxed};
 
 impl Store {
-    /// Bytes within one piece that is here. What an earlier process left is checked first, and every whole piece each time.
+    /// Bytes within one piece that is here, for a peer. What an earlier process left is checked first, and every whole piece each time.
+    ///
+    /// A whole piece that is wanted for the first time is read past the page cache: most are wanted once while a blob is cold,
+    /// by the one peer that passes it on, and fresh pages, with the copy out of them, cost more CPU than the read.
     pub fn read(&self, blob: &Blob, range: Range<u64>) -> Result<Bytes, ReadError> {
-        self.read_into(blob, range, |len| self.pool.take(len).map(Room::Pooled))
+        self.read_into(blob, range, |len| self.pool.take(len).map(Room::Pooled), Way::PastCacheOnce)
     }
 
     /// As [`Self::read`], with memory of its own where the pool has none: for callers that are bounded in number.
     pub fn read_or_allocate(&self, blob: &Blob, range: Range<u64>) -> Result<Bytes, ReadError> {
-        self.read_into(blob, range, |len| {
-            Some(self.pool.take(len).map_or_else(|| Room::Own(vec![0; len]), Room::Pooled))
-        })
+        self.read_into(
+            blob,
+            range,
+            |len| Some(self.pool.take(len).map_or_else(|| Room::Own(vec![0; len]), Room::Pooled)),
+            Way::Cached,
+        )
     }
 
     fn read_into(
@@ -26,6 +35,7 @@ impl Store {
         blob: &Blob,
         range: Range<u64>,
         room: impl FnOnce(usize) -> Option<Room>,
+        way: Way,
     ) -> Result<Bytes, ReadError> {
         let geometry = blob.layout.geometry();
         if range.start > range.end || range.end > geometry.length() {
@@ -42,15 +52,23 @@ impl Store {
         if !blob.pieces.has(piece) {
             return Err(ReadError::Absent(piece));
         }
-        let check = range == whole || !blob.seen.has(piece);
+        let all = range == whole;
+        let check = all || !blob.seen.has(piece);
         let from = if check { whole } else { range.clone() };
-        let mut room = usize::try_from(from.end - from.start).ok().and_then(room).ok_or(ReadError::Busy)?;
-        let result = blob.file.read_at(from.start, room.as_mut()).map_err(|e| {
+        let len = usize::try_from(from.end - from.start).map_err(|_| ReadError::Range)?;
+        let mut room = room(len.next_multiple_of(DIRECT_ALIGN)).ok_or(ReadError::Busy)?;
+        let direct = all && way == Way::PastCacheOnce && blob.passed.set(piece);
+        let read = match direct.then(|| blob.file.read_direct(from.start, room.as_mut())).flatten() {
+            Some(Ok(got)) if got < len => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(result) => result.map(drop),
+            None => blob.file.read_at(from.start, &mut room.as_mut()[..len]),
+        };
+        let result = read.map_err(|e| {
             self.counters.disk_errors.add(1);
             e.to_string()
         });
         let result = result.and_then(|()| match check {
-            true => blob.layout.check_crc(piece, room.as_mut()).map_err(|e| e.to_string()),
+            true => blob.layout.check_crc(piece, &room.as_mut()[..len]).map_err(|e| e.to_string()),
             false => Ok(()),
         });
         if let Err(reason) = result {
@@ -99,6 +117,15 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// How bytes come from the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through the page cache.
+    Cached,
+    /// Past it the first time.
+    PastCacheOnce,
 }
 
 /// Memory to read into.

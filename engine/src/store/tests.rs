@@ -5,6 +5,7 @@ use crate::disk::{
     real::Real,
     sim::{Fault, Sim},
 };
+use crate::handle::SendPath;
 use bytes::Bytes;
 use peer_proto::{Layout, LayoutBuilder};
 use peer_proto::{PieceIndex, ProofError};
@@ -470,7 +471,7 @@ fn pieces_are_proven_before_they_count() {
 fn concurrent_commits_of_one_digest_leave_one_blob() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { quota: Some(20 * MIB as u64), proof: Proof::Full, boot: [1; 16] };
-    let disk = Arc::new(Real::open(dir.path(), true).unwrap());
+    let disk = Arc::new(Real::open(dir.path(), true, SendPath::default()).unwrap());
     let store = Store::open(disk, options, Pool::new(64 * MIB), NOW).unwrap();
     let made = Made::new(1, MIB + 1, Algorithm::Sha256);
     std::thread::scope(|scope| {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use engine::{
     Handle,
-    handle::{Class, Config, DriverChoice, Limits, MetricValue, Peer, Proof},
+    handle::{Class, Config, DriverChoice, Limits, MetricValue, Peer, Proof, SendPath},
 };
 use peer_proto::{Algorithm, Layout, Namespace};
 use std::{
@@ -41,6 +41,7 @@ pub(crate) fn config(dir: &TempDir, driver: DriverChoice) -> Config {
         quota: None,
         proof: Proof::Full,
         mmap: true,
+        send: SendPath::default(),
         limits: Limits::default(),
         peer_idle: peer_proto::conn::IDLE_MAX,
     }

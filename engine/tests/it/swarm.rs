@@ -1,12 +1,13 @@
 //! Blobs between nodes.
 
 use crate::kit::{MIB, Node, blob, namespace, on_both_drivers, timely, until};
-use engine::handle::{Active, Class, DriverChoice, Error, Stat};
+use engine::handle::{Active, Class, DriverChoice, Error, MetricValue, SendPath, Stat};
 use std::time::Duration;
 
 on_both_drivers! {
     together {
         a_blob_goes_from_an_origin_to_an_agent
+        a_blob_goes_by_every_way_of_sending
         an_image_of_sixty_layers_takes_one_connection_per_peer_and_shard
         a_stopped_download_is_gone_and_its_readers_know
         a_range_of_a_cold_blob_takes_one_piece_and_a_second_is_read_beside_it
@@ -29,6 +30,22 @@ async fn a_blob_goes_from_an_origin_to_an_agent(driver: DriverChoice) {
     until("the origin has closed its books", || origin.metric("peer_connections") > 0).await;
     let sent = origin.metric("peer_sent_bytes_total") as u64;
     assert!(sent < layout.length() + layout.length() / 100, "{sent} bytes sent");
+}
+
+/// Hot from the file's pages or its mapping, and read into buffers where nothing is mapped: past the page cache at first.
+async fn a_blob_goes_by_every_way_of_sending(driver: DriverChoice) {
+    let blob = blob(5 * MIB + 12_345, 5);
+    for (mmap, send) in [(true, SendPath::Sendfile), (true, SendPath::Mapped), (false, SendPath::Sendfile)] {
+        let origin = Node::start(driver, |config| (config.origin, config.mmap, config.send) = (true, mmap, send));
+        let layout = origin.put(&blob).await;
+        for agent in [Node::agent(driver), Node::agent(driver)] {
+            agent.download(&layout, &[&origin]).await;
+            assert!(agent.read(&layout).await == blob, "mapped {mmap}, {send:?}");
+        }
+        let cold = origin.handle.metrics().into_iter().find(|metric| metric.label == Some(("from", "disk"))).unwrap();
+        let none = matches!(cold.value, MetricValue::Counter(0));
+        assert_eq!(none, mmap, "{cold:?}");
+    }
 }
 
 async fn an_image_of_sixty_layers_takes_one_connection_per_peer_and_shard(driver: DriverChoice) {

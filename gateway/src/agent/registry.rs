@@ -128,6 +128,7 @@ mod tests {
                 quota: None,
                 proof: Proof::Full,
                 mmap: true,
+                send: engine::handle::SendPath::default(),
                 limits: Limits::default(),
                 peer_idle: peer_proto::conn::IDLE_MAX,
             };

@@ -71,6 +71,7 @@ fn engine_config(dir: &Path) -> engine::handle::Config {
         quota: None,
         proof: engine::handle::Proof::Full,
         mmap: true,
+        send: engine::handle::SendPath::default(),
         limits: engine::handle::Limits::default(),
         peer_idle: peer_proto::conn::IDLE_MAX,
     }
