@@ -1,9 +1,8 @@
 //! What a node tells its trackers, and when.
 //!
 //! One request carries every blob whose state the tracker does not know yet or which wants peers; the rest is refreshed by the
-//! mere arrival of the request. A new download is announced at once (within [`GATHER`] of the last request, so that the layers of an
-//! image go together),
-//! its end within [`SOON`], all else at the interval that the tracker tells. A tracker that does not know the node, for it
+//! mere arrival of the request. A download is announced at once when it first wants peers (within [`GATHER`] of the last request, so
+//! that the layers of an image go together), its end within [`SOON`], all else at the interval that the tracker tells. A tracker that does not know the node, for it
 //! has restarted, answers `resend`, and the next request carries everything: so it is rebuilt by the next announces.
 //!
 //! Blobs are shared out among trackers by the ring. A tracker that fails is tried again with growing waits, and after two failures
@@ -84,6 +83,13 @@ pub struct Blob {
     pub digest: Digest,
     /// How it stands.
     pub state: State,
+}
+
+impl Blob {
+    /// Whether peers are wanted for it.
+    fn wants(&self) -> bool {
+        matches!(self.state, State::Leeching { want: 1.., .. })
+    }
 }
 
 /// What a node tells a tracker. Encoded by [`Request::encode`]; see [`codec`] for the bytes.
@@ -196,6 +202,8 @@ struct Entry {
     tracker: TrackerId,
     /// The tracker does not know this state.
     news: bool,
+    /// It has wanted peers since its download began.
+    wanted: bool,
 }
 
 impl Announcer {
@@ -276,27 +284,29 @@ impl Announcer {
         let wait = match self.blobs.get_mut(&blob.digest) {
             Some(entry) => {
                 let wait = match (entry.state, blob.state) {
+                    // One of ranges wants nobody before its reader has come.
+                    _ if blob.wants() && !entry.wanted => Some(GATHER),
                     (State::Leeching { .. }, State::Leeching { .. })
                     | (State::Seeding { .. }, State::Seeding { .. }) => None,
-                    (_, State::Leeching { .. }) => Some(GATHER),
                     _ => Some(SOON),
                 };
                 entry.news |= entry.state != blob.state;
                 entry.state = blob.state;
+                entry.wanted = blob.wants() || (entry.wanted && matches!(blob.state, State::Leeching { .. }));
                 wait
             }
             None if blob.state == State::Gone || full => return,
             None => {
                 let Some(tracker) = self.owner(&blob.digest) else { return };
-                self.blobs.insert(blob.digest, Entry { state: blob.state, tracker, news: true });
+                let wanted = blob.wants();
+                self.blobs.insert(blob.digest, Entry { state: blob.state, tracker, news: true, wanted });
                 let tracker = &mut self.trackers[usize::from(tracker.0)];
                 tracker.blobs += 1;
                 if tracker.blobs == 1 && tracker.failures == 0 && tracker.health.is_up() {
                     // It had nothing to be told: no interval runs, and the first request waits for company.
                     tracker.next = now + SOON;
                 }
-                let leeching = matches!(blob.state, State::Leeching { .. });
-                Some(if leeching { GATHER } else { SOON })
+                Some(if wanted { GATHER } else { SOON })
             }
         };
         let (Some(wait), Some(entry)) = (wait, self.blobs.get(&blob.digest)) else { return };
@@ -324,8 +334,8 @@ impl Announcer {
             let mut blobs = Vec::new();
             for (digest, entry) in self.blobs.iter_mut().filter(|(_, entry)| entry.tracker == id) {
                 entry.news |= full;
-                let wants = matches!(entry.state, State::Leeching { want: 1.., .. });
-                if !entry.news && !wants {
+                let blob = Blob { digest: *digest, state: entry.state };
+                if !entry.news && !blob.wants() {
                     continue;
                 }
                 if blobs.len() == BLOBS_MAX {
@@ -333,7 +343,7 @@ impl Announcer {
                     break;
                 }
                 entry.news = false;
-                blobs.push(Blob { digest: *digest, state: entry.state });
+                blobs.push(blob);
             }
             let before = self.blobs.len();
             self.blobs.retain(|_, entry| entry.tracker != id || entry.state != State::Gone || entry.news);

@@ -75,7 +75,7 @@ fn known_states_are_not_repeated_and_wishes_are() {
         seen.push(request.blobs.iter().map(|blob| blob.digest.as_bytes()[0]).collect::<Vec<_>>());
         a.handle(now, Event::Answered { tracker, response: &answer(3000) });
     }
-    assert_eq!(seen, [vec![1], vec![2], vec![2]]);
+    assert_eq!(seen, [vec![1, 2], vec![2], vec![2]]);
     // The end is told soon, the blob's going as well, and then nothing is left to say.
     a.handle(now, blob(1, SEEDING));
     a.handle(now, blob(2, State::Gone));
@@ -91,6 +91,33 @@ fn known_states_are_not_repeated_and_wishes_are() {
     let (tracker, _) = next_request(&mut a, &mut now);
     a.handle(now, Event::Answered { tracker, response: &answer(3000) });
     assert_eq!((a.active(), a.deadline()), (0, None));
+}
+
+/// As one of ranges does, whose reader comes a moment after it was begun.
+#[test]
+fn a_download_is_announced_at_once_when_it_first_wants_peers() {
+    let mut a = announcer(&["t"]);
+    let mut now = Instant::ZERO;
+    let idle = State::Leeching { have: 0, pieces: 1, peers: 0, want: 0 };
+    // Another one's end has been told, and its tracker asks to be left alone.
+    a.handle(now, blob(1, LEECHING));
+    let (tracker, _) = next_request(&mut a, &mut now);
+    a.handle(now, Event::Answered { tracker, response: &answer(5000) });
+    a.handle(now, blob(1, SEEDING));
+    for n in 2..5 {
+        now += GATHER;
+        a.handle(now, blob(n, idle));
+        assert_eq!(a.poll(), None, "it wants nobody yet");
+        a.handle(now, blob(n, LEECHING));
+        let Some(Effect::Send { tracker, request }) = a.poll() else { panic!("blob {n} waits") };
+        assert!(request.blobs.iter().any(|blob| blob.digest == digest(n) && blob.state == LEECHING));
+        a.handle(now, Event::Answered { tracker, response: &answer(5000) });
+        // Later wishes are in no hurry.
+        a.handle(now, blob(n, CONTENT));
+        a.handle(now, blob(n, LEECHING));
+        assert_eq!(a.poll(), None);
+        a.handle(now, blob(n, State::Gone));
+    }
 }
 
 #[test]
