@@ -27,7 +27,7 @@ use alloc::{
 use core::{net::SocketAddr, time::Duration};
 
 /// Shortest time from a request to one with new downloads: the first goes at once, those that come with it go together.
-pub const GATHER: Duration = Duration::from_millis(5);
+pub const GATHER: Duration = Duration::from_millis(1);
 /// Wait before a finished or dropped download is announced.
 pub const SOON: Duration = Duration::from_secs(1);
 /// Shortest and longest interval that is taken from a tracker.
