@@ -1,9 +1,10 @@
 //! A registry that speaks TLS and asks for names.
 
 use crate::{
+    clients::loaded,
     cluster::{Cluster, More},
     image::Image,
-    tools::run,
+    tools::{Docker, Podman, run},
 };
 use anyhow::{Result, ensure};
 use std::{fs, path::Path};
@@ -23,23 +24,39 @@ users = ["bob"]
 actions = ["pull"]
 "#;
 
-fn config(dir: &Path) -> Result<String> {
+/// A cluster that asks for names: a proxy and an agent where ann may push and pull below `lib/` and bob may pull.
+pub(crate) struct Named {
+    pub(crate) cluster: Cluster,
+    /// An image that is not there yet.
+    pub(crate) image: Image,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// Starts one that speaks `http` or `https`.
+pub(crate) fn named(scheme: &'static str) -> Result<Named> {
+    let dir = tempfile::tempdir()?;
+    let image = Image::make(&dir.path().join("image"), &[9 << 20, 1000], 21)?;
+    let names = dir.path().join("htpasswd");
+    fs::write(&names, HTPASSWD)?;
+    let tls = if scheme == "https" { tls(dir.path())? } else { String::new() };
+    let text = format!("{tls}[access]\nhtpasswd = {names:?}\n{RULES}");
+    let more = More { roles: &["proxy", "agent"], text: &text, scheme };
+    let cluster = Cluster::start_with(dir.path(), 1, &more)?;
+    Ok(Named { cluster, image, dir })
+}
+
+fn tls(dir: &Path) -> Result<String> {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
-    let (certificate, key, names) = (dir.join("tls.crt"), dir.join("tls.key"), dir.join("htpasswd"));
+    let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));
     fs::write(&certificate, made.cert.pem())?;
     fs::write(&key, made.signing_key.serialize_pem())?;
-    fs::write(&names, HTPASSWD)?;
-    Ok(format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n[access]\nhtpasswd = {names:?}\n{RULES}"))
+    Ok(format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n"))
 }
 
 #[test]
 #[ignore = "needs root and real clients: run ci/test"]
 fn names_decide_who_pushes_and_who_pulls_over_tls() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let image = Image::make(&dir.path().join("image"), &[3 << 20, 1000], 21)?;
-    let text = config(dir.path())?;
-    let more = More { roles: &["proxy", "agent"], text: &text, scheme: "https" };
-    let cluster = Cluster::start_with(dir.path(), 1, &more)?;
+    let Named { cluster, image, dir } = named("https")?;
     let (proxy, agent) = (&cluster.proxy.addr, &cluster.agents[0].addr);
 
     let push = |name: &str, tag: &str| {
@@ -60,6 +77,58 @@ fn names_decide_who_pushes_and_who_pulls_over_tls() -> Result<()> {
         // Also now that the agent has it all.
         ensure!(pull(&[], from).is_err(), "somebody without a name pulled from {from}");
         ensure!(pull(&["--src-creds", "eve:pw"], from).is_err(), "somebody unknown pulled from {from}");
+    }
+    Ok(())
+}
+
+/// Who has logged in pushes and pulls; who has not, or only with bob's name, is refused.
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn docker_podman_and_buildah_log_in() -> Result<()> {
+    let Named { cluster, image, dir } = named("http")?;
+    let (proxy, agent) = (&cluster.proxy.addr, &cluster.agents[0].addr);
+    let archive = image.archive("lib/app:1")?;
+    let tls = "--tls-verify=false";
+
+    let docker = Docker::start(dir.path())?;
+    let id = loaded(&docker, &archive)?;
+    let there = format!("{proxy}/lib/docker:1");
+    docker.run(&["tag", "lib/app:1", &there])?;
+    ensure!(docker.run(&["push", "-q", &there]).is_err(), "docker pushed without a name");
+    ensure!(
+        docker.run(&["login", "-u", "ann", "-p", "wrong", proxy]).is_err(),
+        "docker logged in with a wrong password"
+    );
+    docker.run(&["login", "-u", "bob", "-p", "pw", proxy])?;
+    ensure!(docker.run(&["push", "-q", &there]).is_err(), "bob pushed");
+    docker.run(&["login", "-u", "ann", "-p", "secret", proxy])?;
+    docker.run(&["push", "-q", &there])?;
+    docker.run(&["image", "prune", "-af"])?;
+    let here = format!("{agent}/lib/docker:1");
+    ensure!(docker.run(&["pull", "-q", &here]).is_err(), "docker pulled from an agent where it had not logged in");
+    docker.run(&["login", "-u", "bob", "-p", "pw", agent])?;
+    docker.run(&["pull", "-q", &here])?;
+    ensure!(docker.run(&["image", "inspect", "-f", "{{.Id}}", &here])?.trim() == id, "docker pulled another image");
+
+    let podman = Podman::new(dir.path());
+    podman.podman(&["load", "-q", "-i", &archive])?;
+    for (name, client) in
+        [("podman", Podman::podman as fn(&Podman, &[&str]) -> Result<String>), ("buildah", Podman::buildah)]
+    {
+        let (there, here) = (format!("docker://{proxy}/lib/{name}:1"), format!("{agent}/lib/{name}:1"));
+        let push = ["push", "-q", tls, &id, &there];
+        ensure!(client(&podman, &push).is_err(), "{name} pushed without a name");
+        let wrong = ["login", tls, "-u", "ann", "-p", "wrong", proxy];
+        ensure!(client(&podman, &wrong).is_err(), "{name} logged in with a wrong password");
+        client(&podman, &["login", tls, "-u", "ann", "-p", "secret", proxy])?;
+        client(&podman, &push)?;
+        client(&podman, &["logout", proxy])?;
+
+        let fresh = Podman::new(&dir.path().join(name));
+        ensure!(client(&fresh, &["pull", "-q", tls, &here]).is_err(), "{name} pulled without a name");
+        client(&fresh, &["login", tls, "-u", "bob", "-p", "pw", agent])?;
+        let pulled = client(&fresh, &["pull", "-q", tls, &here])?;
+        ensure!(id.ends_with(pulled.trim()), "{name} pulled {pulled} for {id}");
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     cluster::{Dev, metric, shoal},
-    image::{Image, blob},
+    cut::Cutter,
+    image::Image,
     tools::{Docker, Podman, run},
 };
 use anyhow::{Result, ensure};
@@ -14,11 +15,7 @@ const MIB: u64 = 1 << 20;
 pub(crate) fn pull_and_compare(from: &str, image: &Image, into: &Path) -> Result<()> {
     let to = format!("oci:{}:t", into.display());
     run("skopeo", &["copy", "-q", "--preserve-digests", "--src-tls-verify=false", &format!("docker://{from}"), &to])?;
-    let same = |digest| -> Result<bool> { Ok(fs::read(blob(into, digest))? == fs::read(image.blob(digest))?) };
-    ensure!(same(&image.manifest)?, "manifest differs");
-    for (digest, _) in &image.layers {
-        ensure!(same(digest)?, "{digest} differs");
-    }
+    image.compare(into)?;
     fs::remove_dir_all(into)?;
     Ok(())
 }
@@ -29,6 +26,12 @@ pub(crate) fn push(image: &Image, to: &str) -> Result<()> {
         &["copy", "-q", "--preserve-digests", "--dest-tls-verify=false", &image.oci(), &format!("docker://{to}")],
     )?;
     Ok(())
+}
+
+/// Has docker take an archive's one image; its id.
+pub(crate) fn loaded(docker: &Docker, archive: &str) -> Result<String> {
+    docker.run(&["load", "-qi", archive])?;
+    Ok(docker.run(&["image", "inspect", "-f", "{{.Id}}", "lib/app:1"])?.trim().to_owned())
 }
 
 #[test]
@@ -63,10 +66,8 @@ fn docker_podman_and_buildah_push_and_pull() -> Result<()> {
     let dev = Dev::start(dir.path())?;
 
     let docker = Docker::start(dir.path())?;
-    let archive = dir.path().join("image.tar").display().to_string();
-    run("skopeo", &["copy", "-q", &image.oci(), &format!("docker-archive:{archive}:lib/app:1")])?;
-    docker.run(&["load", "-qi", &archive])?;
-    let id = docker.run(&["image", "inspect", "-f", "{{.Id}}", "lib/app:1"])?;
+    let archive = image.archive("lib/app:1")?;
+    let id = loaded(&docker, &archive)?;
     let pushed = format!("{}/docker/app:1", dev.proxy());
     docker.run(&["tag", "lib/app:1", &pushed])?;
     docker.run(&["push", "-q", &pushed])?;
@@ -75,7 +76,7 @@ fn docker_podman_and_buildah_push_and_pull() -> Result<()> {
         let pulled = format!("{}/docker/app:1", dev.agent(k));
         docker.run(&["pull", "-q", &pulled])?;
         ensure!(
-            docker.run(&["image", "inspect", "-f", "{{.Id}}", &pulled])? == id,
+            docker.run(&["image", "inspect", "-f", "{{.Id}}", &pulled])?.trim() == id,
             "agent {k} gave docker another image"
         );
     }
@@ -93,6 +94,26 @@ fn docker_podman_and_buildah_push_and_pull() -> Result<()> {
     let fresh = Podman::new(&dir.path().join("fresh-too"));
     let pulled = fresh.buildah(&["pull", "-q", "--tls-verify=false", &format!("{}/podman/app:1", dev.agent(2))])?;
     ensure!(id.ends_with(pulled.trim()), "buildah pulled {pulled} for {id}");
+    dev.process.stop()
+}
+
+/// A connection that is cut in mid-layer costs docker its five seconds of patience and not the layer again.
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn docker_goes_on_where_its_connection_was_cut() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let image = Image::make(&dir.path().join("image"), &[40 * MIB], 6)?;
+    let dev = Dev::start(dir.path())?;
+    push(&image, &format!("{}/lib/app:1", dev.proxy()))?;
+    let docker = Docker::start(dir.path())?;
+    let id = loaded(&docker, &image.archive("lib/app:1")?)?;
+    docker.run(&["image", "prune", "-af"])?;
+    // Through the agent while the blob arrives.
+    let cutter = Cutter::start(&dev.agent(0), 25 * MIB, 1)?;
+    let from = format!("{}/lib/app:1", cutter.addr());
+    docker.run(&["pull", "-q", &from])?;
+    ensure!(docker.run(&["image", "inspect", "-f", "{{.Id}}", &from])?.trim() == id, "docker pulled another image");
+    cutter.check(&image)?;
     dev.process.stop()
 }
 

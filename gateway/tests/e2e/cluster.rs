@@ -278,6 +278,11 @@ impl Member {
         self.process.as_mut().context("not started")?.ready(&url)
     }
 
+    /// Its process, while there is one.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("not started")?.child.id())
+    }
+
     /// kill -9.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.process.take().context("not started")?.kill()

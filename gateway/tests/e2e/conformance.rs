@@ -4,6 +4,7 @@ use crate::{
     clients::push,
     cluster::{Cluster, Dev, More},
     image::Image,
+    tools::tool,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -11,11 +12,6 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
-
-/// The suite of the version that `ci/test` installs.
-fn suite() -> Result<String> {
-    std::env::var("OCI_CONFORMANCE").context("OCI_CONFORMANCE names no conformance suite: run ci/test")
-}
 
 /// What the suite counted.
 #[derive(Debug)]
@@ -29,7 +25,7 @@ struct Counted {
 /// Runs the suite in its `dev` version, every API and data set on but `off`. An error where anything fails.
 fn conform(registry: &str, results: &Path, settings: &[(&str, &str)], off: &[&str]) -> Result<Counted> {
     fs::create_dir_all(results)?;
-    let mut command = Command::new(suite()?);
+    let mut command = Command::new(tool("conformance")?);
     command
         .stdin(Stdio::null())
         .env("OCI_REGISTRY", registry)

@@ -1,6 +1,7 @@
 //! OCI images made for the tests: layers of random bytes in uncompressed tars, written as an OCI image layout.
 
-use anyhow::Result;
+use crate::tools::run;
+use anyhow::{Context, Result, ensure};
 use peer_proto::{Algorithm, Digest, LayoutBuilder};
 use std::{
     fs::{self, File},
@@ -55,6 +56,28 @@ impl Image {
     /// The image as skopeo names it.
     pub(crate) fn oci(&self) -> String {
         format!("oci:{}:t", self.dir.display())
+    }
+
+    /// The image as an archive that docker and podman load, named `name`: its file, beside the image's folder.
+    pub(crate) fn archive(&self, name: &str) -> Result<String> {
+        let file = self.dir.with_extension("archive").display().to_string();
+        run("skopeo", &["copy", "-q", &self.oci(), &format!("docker-archive:{file}:{name}")])?;
+        Ok(file)
+    }
+
+    /// Bytes of all its layers.
+    pub(crate) fn size(&self) -> u64 {
+        self.layers.iter().map(|(_, size)| size).sum()
+    }
+
+    /// An error where the OCI layout (or anything with its folder `blobs`) in `dir` has not every byte of the image.
+    pub(crate) fn compare(&self, dir: &Path) -> Result<()> {
+        for digest in self.layers.iter().map(|(digest, _)| digest).chain([&self.manifest]) {
+            let pulled = blob(dir, digest);
+            let bytes = fs::read(&pulled).with_context(|| pulled.display().to_string())?;
+            ensure!(bytes == fs::read(self.blob(digest))?, "{} differs from what was pushed", pulled.display());
+        }
+        Ok(())
     }
 
     /// The file of a blob.

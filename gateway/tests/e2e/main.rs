@@ -1,15 +1,20 @@
-//! The whole system with real clients: docker, podman, buildah and skopeo push to a proxy and pull from agents.
+//! The whole system with real clients: docker, podman, buildah, skopeo, containerd, crane, regctl, oras and those of Python
+//! push to a proxy and pull from agents.
 //!
-//! These tests need root, Debian's docker.io, podman, buildah, skopeo and curl, and the distribution specification's conformance
-//! suite; `ci/test` installs them and runs all of this with the release build. Each test starts Shoal on free ports below a
-//! folder of its own.
+//! These tests need root, Debian's docker.io, podman, buildah, skopeo and curl, and what `ci/clients` installs into the folder
+//! that `SHOAL_TOOLS` names; `ci/test` sees to it and runs all of this with the release build. Each test starts Shoal on free
+//! ports below a folder of its own.
 
 mod access;
 mod clients;
 mod cluster;
 mod conformance;
+mod containerd;
+mod copiers;
+mod cut;
 mod faults;
 mod image;
 mod mirror;
 mod ports;
+mod python;
 mod tools;

@@ -12,9 +12,20 @@ use std::fs;
 
 const RULES: &str = "[[access.rules]]\nrepository = \".*\"\nusers = [\"ann\"]\nactions = [\"pull\", \"push\"]\n";
 
-#[test]
-#[ignore = "needs root and real clients: run ci/test"]
-fn a_registry_with_names_is_mirrored_under_all_its_names_and_outlived() -> Result<()> {
+/// The name by which the cluster knows its upstream.
+pub(crate) const UPSTREAM: &str = "up.example";
+
+/// A cluster that mirrors another one, which asks for names, by `ns`, by prefix and by default.
+pub(crate) struct Mirrored {
+    pub(crate) upstream: Cluster,
+    pub(crate) cluster: Cluster,
+    /// What the upstream has as `lib/app:1`.
+    pub(crate) image: Image,
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// Starts both, the mirroring one with some agents.
+pub(crate) fn mirrored(agents: usize) -> Result<Mirrored> {
     let dir = tempfile::tempdir()?;
     let image = Image::make(&dir.path().join("image"), &[3 << 20, 1000], 31)?;
     let (names, password) = (dir.path().join("htpasswd"), dir.path().join("password"));
@@ -24,7 +35,7 @@ fn a_registry_with_names_is_mirrored_under_all_its_names_and_outlived() -> Resul
     fs::create_dir(&there)?;
     let text = format!("[access]\nhtpasswd = {names:?}\n{RULES}");
     let more = More { roles: &["proxy"], text: &text, scheme: "http" };
-    let mut upstream = Cluster::start_with(&there, 0, &more)?;
+    let upstream = Cluster::start_with(&there, 0, &more)?;
     let to = format!("docker://{}/lib/app:1", upstream.proxy.addr);
     run(
         "skopeo",
@@ -43,12 +54,19 @@ fn a_registry_with_names_is_mirrored_under_all_its_names_and_outlived() -> Resul
     let here = dir.path().join("here");
     fs::create_dir(&here)?;
     let text = format!(
-        "[mirror]\ndefault_upstream = \"up.example\"\n[[upstreams]]\nname = \"up.example\"\nurls = [\"http://{}\"]\n\
+        "[mirror]\ndefault_upstream = {UPSTREAM:?}\n[[upstreams]]\nname = {UPSTREAM:?}\nurls = [\"http://{}\"]\n\
          credentials = {{ kind = \"basic\", username = \"ann\", password_file = {password:?} }}\n",
         upstream.proxy.addr
     );
     let more = More { roles: &["proxy", "agent", "index", "origin"], text: &text, scheme: "http" };
-    let cluster = Cluster::start_with(&here, 2, &more)?;
+    let cluster = Cluster::start_with(&here, agents, &more)?;
+    Ok(Mirrored { upstream, cluster, image, dir })
+}
+
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn a_registry_with_names_is_mirrored_under_all_its_names_and_outlived() -> Result<()> {
+    let Mirrored { mut upstream, cluster, image, dir } = mirrored(2)?;
     let (first, second) = (&cluster.agents[0].addr, &cluster.agents[1].addr);
     let code = |url: &str| run("curl", &["-s", "-o", "/dev/null", "-w", "%{http_code}", url]);
 

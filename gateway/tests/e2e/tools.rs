@@ -9,8 +9,14 @@ use std::{
 
 /// Runs a command to its end; its output, or an error with everything it said.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<String> {
-    let out =
-        Command::new(program).args(args).stdin(Stdio::null()).output().with_context(|| format!("run {program}"))?;
+    run_with(&[], program, args)
+}
+
+/// The same with more in its environment.
+pub(crate) fn run_with(env: &[(&str, &str)], program: &str, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(args).envs(env.iter().copied()).stdin(Stdio::null());
+    let out = command.output().with_context(|| format!("run {program}"))?;
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     ensure!(
         out.status.success(),
@@ -20,6 +26,14 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<String> {
         String::from_utf8_lossy(&out.stderr)
     );
     Ok(said)
+}
+
+/// A client that `ci/test` builds or installs: where it put it.
+pub(crate) fn tool(name: &str) -> Result<String> {
+    let folder = std::env::var_os("SHOAL_TOOLS").context("SHOAL_TOOLS names no folder of clients: run ci/test")?;
+    let path = PathBuf::from(folder).join(name);
+    ensure!(path.exists(), "no {}: run ci/test", path.display());
+    Ok(path.display().to_string())
 }
 
 /// Asks `done` again and again until it says yes; an error after `limit`.
@@ -37,6 +51,7 @@ pub(crate) fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bo
 pub(crate) struct Docker {
     engine: Child,
     host: String,
+    config: String,
 }
 
 impl Docker {
@@ -53,7 +68,7 @@ impl Docker {
             .stdin(Stdio::null())
             .spawn()
             .context("start dockerd: install docker.io and run as root")?;
-        let docker = Self { engine, host };
+        let docker = Self { engine, host, config: at("client") };
         wait_for("dockerd", Duration::from_secs(60), || docker.run(&["info"]).is_ok())?;
         Ok(docker)
     }
@@ -61,7 +76,8 @@ impl Docker {
     pub(crate) fn run(&self, args: &[&str]) -> Result<String> {
         // Debian's client: a newer one in front of it on the PATH may refuse its engine's API version.
         let client = if Path::new("/usr/bin/docker").exists() { "/usr/bin/docker" } else { "docker" };
-        run(client, &[&["-H", &self.host], args].concat())
+        // Who is logged in where is the test's own as well.
+        run(client, &[&["--config", &self.config, "-H", &self.host], args].concat())
     }
 }
 
@@ -107,6 +123,17 @@ impl Podman {
 
     fn with(&self, program: &str, args: &[&str]) -> Result<String> {
         let (root, run_root) = (self.root.display().to_string(), self.run_root.display().to_string());
-        run(program, &[&["--root", &root, "--runroot", &run_root, "--storage-driver", "vfs"], args].concat())
+        // Who is logged in where is the test's own as well.
+        let names = self.root.with_extension("auth.json");
+        if !names.exists() {
+            std::fs::create_dir_all(names.parent().context("no folder")?)?;
+            std::fs::write(&names, "{}")?;
+        }
+        let names = names.display().to_string();
+        run_with(
+            &[("REGISTRY_AUTH_FILE", &names)],
+            program,
+            &[&["--root", &root, "--runroot", &run_root, "--storage-driver", "vfs"], args].concat(),
+        )
     }
 }
