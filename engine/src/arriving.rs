@@ -66,9 +66,12 @@ impl Arriving {
                 let within = |offset: u64| usize::try_from(offset - bounds.start).unwrap_or(usize::MAX);
                 bytes.slice(within(range.start)..within(range.end))
             }
-            None => read::part(&self.workers, &self.blob, range.clone()).await?,
+            None => {
+                let range = read::step(range, self.workers.is_scarce());
+                read::part(&self.workers, &self.blob, range).await?
+            }
         };
-        self.rest.start = range.end;
+        self.rest.start += bytes.len() as u64;
         Ok(bytes)
     }
 

@@ -820,6 +820,34 @@ mod tests {
         assert_eq!(listed.iter().map(|entry| entry.digest).collect::<Vec<_>>(), [empty_digest]);
     }
 
+    /// Whoever has asked for a blob and takes nothing more holds what was read for it; peers need the same buffers.
+    #[tokio::test]
+    async fn readers_that_stop_leave_buffers_to_others_and_hold_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = start(config(dir.path())).unwrap();
+        let bytes = content(4, 3 << 20);
+        let digest = put(&engine, &bytes, Algorithm::Sha256).await;
+        let mut readers = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..300 {
+            let mut reader = engine.read(&digest, 0..bytes.len() as u64).await.unwrap();
+            held.push(reader.next().await.unwrap().unwrap());
+            readers.push(reader);
+        }
+        assert_eq!(held[0].len(), 1 << 20, "a piece while there is room");
+        assert!(held[299].len() <= 128 << 10, "{}", held[299].len());
+        let lent = engine.metrics().into_iter().find(|metric| metric.name == "buffers_lent_bytes").unwrap();
+        let MetricValue::Gauge(lent) = lent.value else { panic!("{lent:?}") };
+        assert!(usize::try_from(lent).unwrap() <= PIECE_BUFFERS / 2 + (4 << 20), "{lent}");
+        for (mut reader, first) in readers.into_iter().zip(held).step_by(99) {
+            let mut got = first.to_vec();
+            while let Some(part) = reader.next().await {
+                got.extend_from_slice(&part.unwrap());
+            }
+            assert!(got == bytes);
+        }
+    }
+
     #[tokio::test]
     async fn an_upload_goes_on_after_its_writer_left_and_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();

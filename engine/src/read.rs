@@ -14,6 +14,15 @@ use tokio::sync::oneshot;
 
 /// Reads under way or waiting to be taken, one reader's.
 const AHEAD: usize = 2;
+/// Bytes read at once while pooled buffers are scarce, and nothing is then read ahead: whoever reads slowly holds what was read
+/// for it, and there may be thousands.
+const SCARCE_LEN: u64 = 128 << 10;
+
+/// As much of a range as is read at once.
+pub(crate) fn step(range: Range<u64>, scarce: bool) -> Range<u64> {
+    let len = if scarce { SCARCE_LEN } else { u64::MAX };
+    range.start..range.end.min(range.start.saturating_add(len))
+}
 
 /// A reader of a range of a whole blob.
 pub(crate) struct Whole {
@@ -31,8 +40,12 @@ impl Whole {
     }
 
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        while self.ahead.len() < AHEAD && !self.rest.is_empty() {
-            match self.start() {
+        loop {
+            let scarce = self.workers.is_scarce();
+            if self.ahead.len() >= if scarce { 1 } else { AHEAD } || self.rest.is_empty() {
+                break;
+            }
+            match self.start(scarce) {
                 Ok(read) => self.ahead.push_back(read),
                 // What is under way will do for now.
                 Err(Error::Busy(_)) if !self.ahead.is_empty() => break,
@@ -49,10 +62,10 @@ impl Whole {
         Some(bytes)
     }
 
-    fn start(&mut self) -> Result<oneshot::Receiver<Result<Bytes, ReadError>>, Error> {
+    fn start(&mut self, scarce: bool) -> Result<oneshot::Receiver<Result<Bytes, ReadError>>, Error> {
         let geometry = self.blob.layout().geometry();
         let piece_end = geometry.piece_at(self.rest.start).map_or(self.rest.end, |piece| geometry.range(piece).end);
-        let range = self.rest.start..self.rest.end.min(piece_end);
+        let range = step(self.rest.start..self.rest.end.min(piece_end), scarce);
         let blob = Arc::clone(&self.blob);
         let part = range.clone();
         let read = self.workers.start_call(Lane::Disk, move |store| store.read_or_allocate(&blob, part))?;

@@ -168,6 +168,11 @@ impl Workers {
         self.start_call(Lane::Disk, call)?.await.map_err(|_| handle::Error::Closed)
     }
 
+    /// Whether the store has few buffers left.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.shared.store.pool().is_scarce()
+    }
+
     /// Queues something to run on a worker; its result can be awaited later.
     pub(crate) fn start_call<T: Send + 'static>(
         &self,

@@ -126,6 +126,10 @@ impl<S: Service> Service for Front<S> {
         };
         counted.answered(response)
     }
+
+    fn stalled(&self) {
+        self.admin.metrics.http().stalled();
+    }
 }
 
 #[cfg(test)]

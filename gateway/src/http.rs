@@ -3,10 +3,12 @@
 
 pub mod client;
 pub mod server;
+mod stall;
 pub mod tls;
 
 pub use client::Client;
 pub use server::{Service, serve};
+pub use stall::Arriving;
 pub use tls::Tls;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::{
     StatusCode,
-    body::{Frame, Incoming},
+    body::Frame,
     header::{self, HeaderValue},
 };
 use std::{
@@ -29,7 +31,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of our responses and of our client's requests.
 pub type Body = BoxBody<Bytes, BoxError>;
 /// A request as the server hands it on.
-pub type Request = hyper::Request<Incoming>;
+pub type Request = hyper::Request<Arriving>;
 /// A response of ours.
 pub type Response = hyper::Response<Body>;
 

@@ -20,12 +20,16 @@ impl Store {
         self.read_into(blob, range, |len| self.pool.take(len).map(Room::Pooled), Way::PastCacheOnce)
     }
 
-    /// As [`Self::read`], with memory of its own where the pool has none: for callers that are bounded in number.
+    /// As [`Self::read`], with memory of its own where the pool has little left: for readers, who keep what they get for as long
+    /// as they like, while what peers send needs the pool.
     pub fn read_or_allocate(&self, blob: &Blob, range: Range<u64>) -> Result<Bytes, ReadError> {
         self.read_into(
             blob,
             range,
-            |len| Some(self.pool.take(len).map_or_else(|| Room::Own(vec![0; len]), Room::Pooled)),
+            |len| {
+                let pooled = if self.pool.is_scarce() { None } else { self.pool.take(len) };
+                Some(pooled.map_or_else(|| Room::Own(vec![0; len]), Room::Pooled))
+            },
             Way::Cached,
         )
     }
@@ -84,7 +88,8 @@ impl Store {
         // Within the buffer, a usize.
         #[expect(clippy::cast_possible_truncation, reason = "offsets within a piece")]
         let within = (range.start - from.start) as usize..(range.end - from.start) as usize;
-        Ok(bytes.slice(within))
+        // A small part does not keep all that was read to check it.
+        if within.len() <= len / 2 { Ok(Bytes::copy_from_slice(&bytes[within])) } else { Ok(bytes.slice(within)) }
     }
 
     fn damaged(&self, blob: &Blob, reason: &str) {

@@ -87,6 +87,7 @@ pub(super) struct Http {
     seconds: Family<RouteLabels, Histogram>,
     bytes: Family<RouteLabels, Counter>,
     active: Gauge,
+    stalled: Counter,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -109,6 +110,7 @@ impl Default for Http {
             seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
             bytes: Family::default(),
             active: Gauge::default(),
+            stalled: Counter::default(),
         }
     }
 }
@@ -119,6 +121,13 @@ impl Http {
         registry.register("http_response_head_seconds", "Time to the head of an answer", self.seconds);
         registry.register("http_response_bytes", "Bytes of answers' bodies handed to connections", self.bytes);
         registry.register("http_requests_active", "Requests whose answers have not ended", self.active);
+        let help = "Clients given up because they brought no more of a request, or took no more of an answer";
+        registry.register("http_clients_stalled", help, self.stalled);
+    }
+
+    /// Counts a client that was given up.
+    pub(super) fn stalled(&self) {
+        self.stalled.inc();
     }
 
     /// Begins to count a request.

@@ -2,10 +2,12 @@
 
 use super::{
     Request, Response,
+    stall::{Arriving, Notice, Taken, Unread},
     tls::{H2, Tls},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -22,6 +24,9 @@ use tokio::{
 
 /// Longest wait for a request's headers, from the connection's start or the last answer's end.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+/// Longest wait for a client that brings no more of its request's body, or takes no more of its answer. Long, because runtimes
+/// pause while they unpack; services may wait for less.
+const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// Most connections of one listener.
 const CONNECTIONS_MAX: usize = 8192;
 /// Longest request head, bytes.
@@ -39,7 +44,19 @@ const HEADERS_MAX: usize = 100;
 pub trait Service: Send + Sync + 'static {
     /// Answers one request.
     fn answer(self: Arc<Self>, request: Request) -> impl Future<Output = Response> + Send;
+
+    /// Told that a client stood still in mid-request or mid-answer and was given up.
+    fn stalled(&self) {}
 }
+
+/// How long clients are waited for.
+#[derive(Clone, Copy)]
+struct Waits {
+    head: Duration,
+    stall: Duration,
+}
+
+const WAITS: Waits = Waits { head: HEADER_TIMEOUT, stall: STALL_TIMEOUT };
 
 /// Serves until `stop` turns true, then lets requests under way end for at most `drain`.
 pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, stop: watch::Receiver<bool>, drain: Duration) {
@@ -48,6 +65,17 @@ pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, stop: wat
 
 /// The same, over TLS where there is a certificate.
 pub async fn serve_with<S: Service>(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    service: Arc<S>,
+    stop: watch::Receiver<bool>,
+    drain: Duration,
+) {
+    serve_within(WAITS, listener, tls, service, stop, drain).await;
+}
+
+async fn serve_within<S: Service>(
+    waits: Waits,
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     service: Arc<S>,
@@ -74,7 +102,7 @@ pub async fn serve_with<S: Service>(
         };
         let (service, tls, stop) = (service.clone(), tls.clone(), stop.clone());
         connections.spawn(async move {
-            connection(socket, tls, service, stop).await;
+            connection(waits, socket, tls, service, stop).await;
             drop(place);
         });
     }
@@ -92,6 +120,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 async fn connection<S: Service>(
+    waits: Waits,
     socket: TcpStream,
     tls: Option<Arc<Tls>>,
     service: Arc<S>,
@@ -100,21 +129,31 @@ async fn connection<S: Service>(
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "set TCP_NODELAY");
     }
-    let answer = service_fn(move |request| {
+    let notice: Notice = Arc::new({
         let service = service.clone();
+        move || service.stalled()
+    });
+    let unread = Unread::default();
+    let (taken, left) = (notice.clone(), unread.clone());
+    let answer = service_fn(move |request: hyper::Request<Incoming>| {
+        let (service, notice, unread) = (service.clone(), notice.clone(), unread.clone());
+        let request = request.map(|body| Arriving::new(body, waits.stall, notice, unread));
         async move { Ok::<_, Infallible>(service.answer(request).await) }
     });
     let mut one = http1::Builder::new();
     one.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(waits.head)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_LEN_MAX as usize)
         .half_close(false);
     let Some(tls) = tls else {
+        let socket = Taken::new(socket, waits.stall, taken, left);
         return run(one.serve_connection(TokioIo::new(socket), answer), stop).await;
     };
     let Some(socket) = tls.accept(socket).await else { return };
-    if socket.get_ref().1.alpn_protocol() != Some(H2) {
+    let is_two = socket.get_ref().1.alpn_protocol() == Some(H2);
+    let socket = Taken::new(socket, waits.stall, taken, left);
+    if !is_two {
         return run(one.serve_connection(TokioIo::new(socket), answer), stop).await;
     }
     let mut two = http2::Builder::new(TokioExecutor::new());
@@ -147,4 +186,136 @@ where
         }
     }
     .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http;
+    use bytes::Bytes;
+    use futures_util::stream;
+    use hyper::StatusCode;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Longer than any test runs: nothing may wait for it.
+    const NEVER: Duration = Duration::from_secs(3600);
+    /// What a test waits for.
+    const SOON: Duration = Duration::from_millis(300);
+    const PART: usize = 64 << 10;
+
+    /// Answers with `len` bytes, or how a request's body ended.
+    struct Long {
+        len: usize,
+        stalled: watch::Sender<usize>,
+    }
+
+    impl Service for Long {
+        async fn answer(self: Arc<Self>, request: Request) -> Response {
+            if request.method() == hyper::Method::PUT {
+                return http::text(StatusCode::FORBIDDEN, "no");
+            }
+            if request.method() == hyper::Method::POST {
+                return match http::read_body(request.into_body(), 1 << 20).await {
+                    Ok(body) => http::text(StatusCode::OK, body),
+                    Err(error) => error.into(),
+                };
+            }
+            let part = Bytes::from(vec![7; PART]);
+            let parts = std::iter::repeat_n(part, self.len / PART).map(Ok::<_, http::BoxError>);
+            Response::new(http::stream(stream::iter(parts)))
+        }
+
+        fn stalled(&self) {
+            self.stalled.send_modify(|stalled| *stalled += 1);
+        }
+    }
+
+    async fn start(waits: Waits, len: usize) -> (Arc<Long>, TcpStream, watch::Sender<bool>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let service = Arc::new(Long { len, stalled: watch::Sender::new(0) });
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(serve_within(waits, listener, None, service.clone(), stopped, Duration::ZERO));
+        (service, TcpStream::connect(addr).await.unwrap(), stop)
+    }
+
+    /// All that comes until the server ends the connection, cleanly or not.
+    async fn rest(socket: &mut TcpStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(60), socket.read_to_end(&mut bytes));
+        let _ = read.await.expect("the connection's end");
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_head_that_trickles_in_has_its_time() {
+        let (_service, mut socket, _stop) = start(Waits { head: SOON, stall: NEVER }, 0).await;
+        let began = Instant::now();
+        let (mut from, mut to) = socket.split();
+        let trickle = async {
+            to.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX: ").await.unwrap();
+            while to.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(SOON / 20).await;
+            }
+        };
+        let mut answer = Vec::new();
+        tokio::select! {
+            read = from.read_to_end(&mut answer) => drop(read),
+            () = trickle => {}
+        }
+        assert!(began.elapsed() >= SOON && began.elapsed() < SOON * 20, "{:?}", began.elapsed());
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_comes_no_further_is_not_waited_for() {
+        let (service, mut socket, _stop) = start(Waits { head: NEVER, stall: SOON }, 0).await;
+        socket.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
+        let answer = String::from_utf8(rest(&mut socket).await).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("no bytes for 300ms"), "{answer}");
+        assert_eq!(*service.stalled.borrow(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (service, mut socket, _stop) = start(Waits { head: NEVER, stall: SOON }, 256 << 20).await;
+        socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let began = Instant::now();
+        service.stalled.subscribe().wait_for(|stalled| *stalled == 1).await.unwrap();
+        assert!(began.elapsed() >= SOON);
+        assert!(rest(&mut socket).await.len() < 256 << 20, "what it did not take never comes");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_still_sending_reads_its_answer() {
+        for _ in 0..10 {
+            let (_service, mut socket, _stop) = start(Waits { head: NEVER, stall: NEVER }, 0).await;
+            let len = 64 << 20;
+            socket
+                .write_all(format!("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {len}\r\n\r\n").as_bytes())
+                .await
+                .unwrap();
+            socket.write_all(&vec![0; len]).await.expect("all of it is taken");
+            let answer = rest(&mut socket).await;
+            assert!(answer.starts_with(b"HTTP/1.1 403"), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_its_time_gets_all() {
+        let len = 32 << 20;
+        let (service, mut socket, _stop) = start(Waits { head: NEVER, stall: SOON * 4 }, len).await;
+        socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let (mut got, mut part) = (0, vec![0; 4 << 20]);
+        while got < len / 2 {
+            got += socket.read(&mut part).await.unwrap();
+            if got % (1 << 20) == 0 {
+                tokio::time::sleep(SOON / 10).await;
+            }
+        }
+        got += rest(&mut socket).await.len();
+        assert!(got > len, "head and body: {got}");
+        assert_eq!(*service.stalled.borrow(), 0);
+    }
 }

@@ -12,13 +12,12 @@ use super::{
 };
 use crate::{
     client::origin::{UPLOAD_OFFSET, UploadStatus},
-    http::{self, Request, Response},
+    http::{self, Arriving, Request, Response},
 };
 use engine::handle::{Error, Stat, Upload};
 use http_body_util::BodyExt;
 use hyper::{
     StatusCode,
-    body::Incoming,
     header::{self, HeaderValue},
 };
 use peer_proto::{Algorithm, Digest, Layout, Namespace};
@@ -261,7 +260,7 @@ impl Shared {
         response
     }
 
-    async fn receive(&self, id: &str, place: Place, by: By, body: &mut Incoming) -> Result<u64, Broken> {
+    async fn receive(&self, id: &str, place: Place, by: By, body: &mut Arriving) -> Result<u64, Broken> {
         let mut writer = self.writers.enter(self.take(id, true).await?);
         let Writer { upload: Some(upload), leave, size: told, .. } = &mut writer else {
             return Err(http::Error::internal("upload was let go").into());
@@ -462,7 +461,7 @@ fn size(request: &Request) -> Result<Option<u64>, http::Error> {
     size.transpose().map_err(|_| http::Error::bad_request("size is not a number of bytes"))
 }
 
-async fn drain(body: &mut Incoming) {
+async fn drain(body: &mut Arriving) {
     let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
         let mut left = DRAIN_MAX;
         while let Some(Ok(frame)) = body.frame().await {

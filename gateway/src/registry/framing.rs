@@ -65,6 +65,8 @@ async fn heads_have_a_longest() {
         ("97 headers and two more", get("/v2/", &many(97)), "200"),
         ("a hundred more", get("/v2/", &many(100)), "431"),
         ("a path of 300 bytes", get(&format!("/v2/{}/tags/list", "a".repeat(300)), ""), "400"),
+        ("one of 20 KB", get(&format!("/v2/{}/tags/list", "a".repeat(20_000)), ""), "414"),
+        ("a query of 20 KB", get(&format!("/v2/a/tags/list?last={}", "a".repeat(20_000)), ""), "414"),
         ("a path of 200 KB", get(&format!("/v2/{}/tags/list", "a".repeat(200_000)), ""), "431"),
     ] {
         assert_eq!(answers(&server, bytes.as_bytes()).await, [expected], "{name}");

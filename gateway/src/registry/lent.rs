@@ -1,10 +1,10 @@
 //! A request's body on loan: whoever reads it may drop it early; what is left is then read away, within bounds, so that a
 //! client still sending gets to read its answer instead of a reset connection.
 
-use crate::http::{Body, BoxError};
+use crate::http::{Arriving, Body, BoxError};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Frame, SizeHint};
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -19,12 +19,12 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The lender's end.
 pub(super) struct Lent {
-    back: oneshot::Receiver<Incoming>,
+    back: oneshot::Receiver<Arriving>,
 }
 
 impl Lent {
     /// Lends a body. One that waits for our consent to be sent (`Expect`) is given back only once it was asked for.
-    pub(super) fn new(body: Incoming, waits: bool) -> (Body, Self) {
+    pub(super) fn new(body: Arriving, waits: bool) -> (Body, Self) {
         let (to, back) = oneshot::channel();
         let loan = Loan { body: Some(body), back: Some(to), begun: !waits };
         (loan.boxed(), Self { back })
@@ -50,8 +50,8 @@ impl Lent {
 }
 
 struct Loan {
-    body: Option<Incoming>,
-    back: Option<oneshot::Sender<Incoming>>,
+    body: Option<Arriving>,
+    back: Option<oneshot::Sender<Arriving>>,
     begun: bool,
 }
 
@@ -62,13 +62,13 @@ impl hyper::body::Body for Loan {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.begun = true;
         match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Some(body) => Pin::new(body).poll_frame(cx),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(hyper::body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {

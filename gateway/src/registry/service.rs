@@ -25,6 +25,8 @@ use prometheus_client::{
 };
 use std::sync::Arc;
 
+/// Longest path and query of a request, bytes: a manifest's push with all the tags that it may set.
+const TARGET_LEN_MAX: usize = 16 << 10;
 /// On every answer, since clients tell by it that this is a registry.
 pub(super) const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 /// The digest of what an answer is about.
@@ -185,9 +187,15 @@ impl<C: Content> http::Service for Service<C> {
         let (mut parts, body) = request.into_parts();
         let asked = self.rules.names.asked(&parts.uri);
         let (body, lent) = Lent::new(body, parts.headers.contains_key(header::EXPECT));
-        let routed = match aim(&mut parts, &asked) {
+        let fits = parts.uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LEN_MAX);
+        let aimed = if fits { aim(&mut parts, &asked) } else { Err(too_long()) };
+        let routed = match aimed {
             Ok(()) => self.route(&parts, body).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                // Given back, or it would be waited for below.
+                drop(body);
+                Err(error)
+            }
         };
         let mut response = routed.unwrap_or_else(|error| {
             for entry in &error.entries {
@@ -210,6 +218,11 @@ impl<C: Content> http::Service for Service<C> {
         }
         response
     }
+}
+
+fn too_long() -> Error {
+    let why = format!("the request's path and query are longer than {TARGET_LEN_MAX} bytes");
+    Error::new(Code::NameInvalid, why).status(StatusCode::URI_TOO_LONG)
 }
 
 /// Has a request that names an upstream in `?ns=` name it in its path.
