@@ -4,8 +4,13 @@ pub mod announcer;
 pub mod api;
 pub mod downloads;
 pub mod fallback;
+pub mod preload;
 pub mod registry;
+
+#[cfg(test)]
+mod harness;
 
 pub use api::Api;
 pub use downloads::Downloads;
 pub use fallback::Fallback;
+pub use preload::Preload;

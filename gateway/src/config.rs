@@ -86,6 +86,8 @@ pub struct Raw {
     pub cluster: Cluster,
     /// How long an agent waits for what is not there yet.
     pub download: Download,
+    /// The container runtimes of an agent's host.
+    pub preload: Preload,
     /// What a tracker tells its nodes.
     pub tracker: Tracker,
     /// What an origin does in the background.
@@ -118,6 +120,7 @@ impl Default for Raw {
             limits: Limits::default(),
             cluster: Cluster::default(),
             download: Download::default(),
+            preload: Preload::default(),
             tracker: Tracker::default(),
             origin: origin::Config::default(),
             index: Index::default(),
@@ -342,6 +345,28 @@ impl Default for Download {
     }
 }
 
+/// `[preload]`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Preload {
+    /// Docker's socket.
+    pub docker: PathBuf,
+    /// containerd's socket.
+    pub containerd: PathBuf,
+    /// The client that comes with containerd.
+    pub ctr: PathBuf,
+}
+
+impl Default for Preload {
+    fn default() -> Self {
+        Self {
+            docker: "/var/run/docker.sock".into(),
+            containerd: "/run/containerd/containerd.sock".into(),
+            ctr: "ctr".into(),
+        }
+    }
+}
+
 /// `[tracker]`
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -523,6 +548,7 @@ impl Raw {
                 piece: self.download.piece_wait.get(),
                 fallback: self.download.fallback_wait.get(),
             },
+            preload: self.preload.clone(),
         };
         check.positive("download.piece_wait", self.download.piece_wait);
         check.positive("download.fallback_wait", self.download.fallback_wait);
@@ -651,6 +677,8 @@ pub struct Agent {
     pub proxy: Option<HostPort>,
     /// How long it waits.
     pub download: DownloadWaits,
+    /// Who pulls images for the host.
+    pub preload: Preload,
 }
 
 /// How long an agent waits for what is not there yet.

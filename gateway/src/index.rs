@@ -195,6 +195,17 @@ impl Service {
             ["tags", tag, "digest", digest] if method == Method::PUT => {
                 self.put(&named(tag)?, &digested(digest)?).await
             }
+            // A Kraken neighbour's copy. Our indexes share a backend and need none.
+            ["internal", "duplicate", "tags", tag, "digest", digest] if method == Method::PUT => {
+                self.put(&named(tag)?, &digested(digest)?).await
+            }
+            // What Kraken answers where no other cluster is configured for the tag: there is nothing to do.
+            ["remotes", "tags", tag] if method == Method::POST => self.get(&named(tag)?).await.map(|_| done()),
+            ["internal", "duplicate", "remotes", "tags", tag, "digest", digest] if method == Method::POST => {
+                named(tag)?;
+                digested(digest)?;
+                Ok(done())
+            }
             ["repositories"] if read => {
                 let window = Window::parse(uri)?;
                 let listing = self.store.repositories(&window).await?;
@@ -251,6 +262,9 @@ impl Service {
             ["tags", _] | ["tags", _, "digest", _] | ["repositories"] | ["list", ..] | ["origin" | "collect"] => {
                 Err(not_here(method))
             }
+            ["remotes", "tags", _]
+            | ["internal", "duplicate", "tags", _, "digest", _]
+            | ["internal", "duplicate", "remotes", "tags", _, "digest", _] => Err(not_here(method)),
             ["repositories", _, "tags"] | ["repositories", _, "referrers", _] => Err(not_here(method)),
             ["repositories", _, "referrers", _, _] | ["repositories", _, "manifests" | "content", _] => {
                 Err(not_here(method))
@@ -417,7 +431,10 @@ impl http::Service for Service {
 /// The class of a path, for counting requests.
 pub fn class(path: &str) -> &'static str {
     let first = path.trim_start_matches('/').split('/').next().unwrap_or("");
-    ["tags", "list", "repositories", "origin", "collect"].into_iter().find(|class| *class == first).unwrap_or("other")
+    ["tags", "list", "repositories", "origin", "collect", "remotes", "internal"]
+        .into_iter()
+        .find(|class| *class == first)
+        .unwrap_or("other")
 }
 
 fn done() -> Response {

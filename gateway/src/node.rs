@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use backends::{Naming, Router};
 use peer_proto::announce;
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -178,6 +178,7 @@ impl Node {
         self.prepare(&config.common)?;
         let registry_listener = listen(config.registry).await?;
         let api_listener = listen(config.api).await?;
+        let preload = agent::Preload::new(config.preload, local(&registry_listener)?, self.tls.is_some());
         let engine = self.engine(config.engine, &config.trackers)?;
         let trackers = client::Tracker::new(&config.trackers, self.http.clone()).context("cluster.trackers")?;
         let index = client::Index::new(config.indexes, self.http.clone());
@@ -200,7 +201,7 @@ impl Node {
         images.register(metrics.registry());
         let ready = vec![engine_check(&engine), tracker_check(&trackers), index_check(&index)];
         let admin = Admin::new(Role::Agent, metrics, vec![engine_check(&engine)], ready);
-        let api = agent::Api::new(downloads, index);
+        let api = agent::Api::new(downloads, index, preload);
         let images = registry::Relay::new(images, config.proxy.map(|proxy| (proxy, self.http.clone())));
         self.serve(Role::Agent, "registry", registry_listener, admin.front(images, registry::class));
         self.serve(Role::Agent, "blobs", api_listener, admin.front(api, agent::api::class));
@@ -331,6 +332,15 @@ impl Node {
 
 async fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("listen on {addr}"))
+}
+
+/// How this host reaches a listener of ours.
+fn local(listener: &TcpListener) -> anyhow::Result<String> {
+    let mut addr = listener.local_addr()?;
+    if addr.ip().is_unspecified() {
+        addr.set_ip(if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    Ok(addr.to_string())
 }
 
 async fn open_backends(routes: &[backends::RouteConfig], naming: Naming) -> anyhow::Result<Router> {

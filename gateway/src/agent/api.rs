@@ -1,6 +1,9 @@
 //! The agent's blob API: Kraken's routes, with lengths and ranges beside.
 
-use super::downloads::{self, Downloads, body};
+use super::{
+    Preload,
+    downloads::{self, Downloads, body},
+};
 use crate::{
     client::index::{self, Index},
     http::{self, Error, Request, Response, Service, segments},
@@ -21,12 +24,13 @@ const BODY_MAX: usize = 64 << 10;
 pub struct Api {
     downloads: Downloads,
     index: Index,
+    preload: Preload,
 }
 
 impl Api {
-    /// The API over these downloads, with the tags of this index.
-    pub fn new(downloads: Downloads, index: Index) -> Arc<Self> {
-        Arc::new(Self { downloads, index })
+    /// The API over these downloads, with the tags of this index, for these runtimes.
+    pub fn new(downloads: Downloads, index: Index, preload: Preload) -> Arc<Self> {
+        Arc::new(Self { downloads, index, preload })
     }
 
     async fn route(&self, request: Request) -> Result<Response, Error> {
@@ -40,6 +44,11 @@ impl Api {
                 self.head(&parse_namespace(namespace)?, &parse_digest(digest)?).await
             }
             (&Method::GET, ["tags", tag]) => self.tag(tag).await,
+            // Kraken's says 500 for what is no tag.
+            (&Method::GET, ["preload", "tags", tag]) => match twice(tag)?.parse() {
+                Ok(tag) => self.preload.answer(&request, &tag).await,
+                Err(error) => Err(Error::internal(format!("{error}"))),
+            },
             (&Method::DELETE, ["blobs", digest]) => {
                 let digest = parse_digest(digest)?;
                 self.downloads.engine().evict(&digest).await.map_err(downloads::Error::from)?;
@@ -52,6 +61,7 @@ impl Api {
                 _,
                 ["namespace", _, "blobs", _]
                 | ["tags" | "blobs", _]
+                | ["preload", "tags", _]
                 | ["x", "blacklist"]
                 | ["x", "config", "scheduler"],
             ) => Err(Error::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not supported here"))),
@@ -145,6 +155,7 @@ pub fn class(path: &str) -> &'static str {
         Some("namespace") => "blob",
         Some("tags") => "tag",
         Some("blobs") => "delete",
+        Some("preload") => "preload",
         _ => "other",
     }
 }
@@ -187,5 +198,131 @@ impl From<downloads::Error> for Error {
 impl Service for Api {
     async fn answer(self: Arc<Self>, request: Request) -> Response {
         self.route(request).await.unwrap_or_else(Response::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        agent::harness::{Node, PATIENCE, namespace, no_runtimes, nobody},
+        config::HostPort,
+        http::Client,
+        index,
+        origin::tests::{Cluster, content},
+        registry::{
+            harness::{NOWHERE, Server},
+            manifests::digest_of,
+        },
+        upstream::Upstreams,
+    };
+    use backends::{Memory, Naming, Route, Router};
+    use engine::handle::Stat;
+    use peer_proto::Algorithm;
+    use std::time::Duration;
+
+    /// An agent's API over these origins, with the tags of this index.
+    async fn api(node: &Node, cluster: &Cluster, index: HostPort) -> Server<Api> {
+        let downloads = node.downloads(&cluster.addrs(), Duration::from_millis(20), PATIENCE);
+        Server::start(Api::new(downloads, Index::new(vec![index], Client::default()), no_runtimes())).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn blobs_are_krakens_with_lengths_and_ranges_beside() {
+        let (cluster, node) = (Cluster::hasty(2).await, Node::start(false));
+        let bytes = content(70, (2 << 20) + 9);
+        let digest = digest_of(Algorithm::Sha256, &bytes);
+        cluster.origins.put(&namespace(), &digest, bytes.clone()).await.unwrap();
+        let api = api(&node, &cluster, nobody()).await;
+        let total = bytes.len().to_string();
+        let blob = format!("/namespace/lib%2Fapp/blobs/{digest}");
+
+        let head = api.send("HEAD", &blob, &[], "").await;
+        assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, total.as_str(), 0));
+        assert!(matches!(node.engine.stat(&digest).await.unwrap(), Stat::Absent), "a HEAD brings nothing");
+        for path in [
+            blob.clone(),
+            format!("/namespace/lib%252Fapp/blobs/{digest}"),
+            format!("/namespace/lib%2Fapp/blobs/{}", digest.hex()),
+        ] {
+            let answer = api.get(&path).await;
+            assert_eq!((answer.status, answer.header("content-length")), (200, total.as_str()), "{path}");
+            assert_eq!(answer.header("etag"), format!("\"{digest}\""));
+            assert!(answer.body == bytes, "{path}");
+        }
+        let part = api.send("GET", &blob, &[("range", "bytes=5-9")], "").await;
+        assert_eq!((part.status, part.header("content-range")), (206, format!("bytes 5-9/{total}").as_str()));
+        assert_eq!(part.body, bytes.slice(5..10));
+        assert_eq!(api.send("GET", &blob, &[("range", "bytes=99999999-")], "").await.status, 416);
+
+        for _ in 0..2 {
+            assert_eq!(
+                api.send("DELETE", &format!("/blobs/{digest}"), &[], "").await.status,
+                200,
+                "also where it is not"
+            );
+            assert!(matches!(node.engine.stat(&digest).await.unwrap(), Stat::Absent));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_unknown_differs_from_what_cannot_be_known() {
+        let (cluster, node) = (Cluster::hasty(1).await, Node::start(false));
+        let api = api(&node, &cluster, nobody()).await;
+        let blob = format!("/namespace/lib%2Fapp/blobs/{NOWHERE}");
+        for method in ["GET", "HEAD"] {
+            assert_eq!(api.send(method, &blob, &[], "").await.status, 404, "{method}");
+        }
+        cluster.faults.set_down(true);
+        for method in ["GET", "HEAD"] {
+            assert_eq!(api.send(method, &blob, &[], "").await.status, 500, "{method}: the backend is down");
+        }
+        cluster.faults.set_down(false);
+        assert_eq!(api.get(&blob).await.status, 404);
+        for (method, path, status) in [
+            ("GET", "/namespace/lib%2Fapp/blobs/sha256:12".to_owned(), 400),
+            ("GET", format!("/namespace/lib%2F..%2Fapp/blobs/{NOWHERE}"), 400),
+            ("GET", "/namespace/%ff/blobs/x".into(), 400),
+            ("DELETE", "/blobs/what".into(), 400),
+            ("POST", blob, 405),
+            ("PUT", "/tags/a%3A1".into(), 405),
+            ("GET", "/tags/a".into(), 400),
+            ("GET", "/tags/a%3A1".into(), 500),
+            ("GET", "/preload/tags/a".into(), 500),
+            ("GET", "/preload/tags/a%3A1".into(), 500),
+            ("GET", "/preload/tags/a%3A1?runtime=lxc".into(), 500),
+            ("GET", "/preload/tags/a%3A1?runtime=containerd&namespace=a%20b".into(), 400),
+            ("POST", "/preload/tags/a%3A1".into(), 405),
+            ("GET", "/what".into(), 404),
+            ("GET", "/".into(), 404),
+        ] {
+            let answer = api.send(method, &path, &[], "").await;
+            assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn tags_are_the_indexs_and_settings_are_files() {
+        let (cluster, node) = (Cluster::hasty(1).await, Node::start(false));
+        let route = Route::new(".*", Naming::DockerTag, true, Arc::new(Memory::default())).unwrap();
+        let config = index::Config::default();
+        let index = index::Service::new(Router::new(vec![route]), &config, Upstreams::default(), Vec::new(), None);
+        let index = Server::start(index).await;
+        assert_eq!(index.send("PUT", &format!("/tags/lib%2Fapp%3A1/digest/{NOWHERE}"), &[], "").await.status, 200);
+        let api = api(&node, &cluster, HostPort::from(index.addr)).await;
+        for path in ["/tags/lib%2Fapp:1", "/tags/lib%252Fapp%253A1"] {
+            let answer = api.get(path).await;
+            assert_eq!((answer.status, &*answer.body), (200, NOWHERE.as_bytes()), "{path}");
+        }
+        let answer = api.get("/tags/lib%2Fapp:2").await;
+        assert_eq!((answer.status, answer.body.len()), (404, 0));
+
+        let answer = api.get("/x/blacklist").await;
+        assert_eq!((answer.status, &*answer.body), (200, &b"null"[..]));
+        for (body, status) in [("{}", 200), ("{", 400), ("[]", 400), (r#"{"ConnTTI":1}"#, 422)] {
+            assert_eq!(api.send("PATCH", "/x/config/scheduler", &[], body).await.status, status, "{body}");
+        }
+        let answer = api.send("PATCH", "/x/config/scheduler", &[], vec![b' '; BODY_MAX + 1]).await;
+        assert_eq!(answer.status, 413);
     }
 }

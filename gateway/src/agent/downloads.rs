@@ -1,6 +1,6 @@
 //! From a digest to its bytes: asks the tracker what the blob looks like, has the engine download it, reads it while it comes.
 
-use super::fallback::{Fallback, Outcome, Source, Stretch};
+use super::fallback::{Fallback, NoLayout, Outcome, Source, Stretch};
 use crate::{
     client::{self, tracker},
     config::DownloadWaits,
@@ -186,7 +186,8 @@ impl Downloads {
         self.inner.lookups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks until there is an answer, or the time for one is over.
+    /// Asks until there is an answer, or the time for one is over. Trackers first, as they spare the origins; the sources of
+    /// bytes where no tracker was reached for as long as a reader waits for the swarm, so that a pull can begin without trackers.
     async fn look(self, (namespace, digest): Key) -> Result<Arc<Layout>, Error> {
         let start = Instant::now();
         let waits = self.inner.waits;
@@ -204,6 +205,20 @@ impl Downloads {
                 Err(error @ tracker::Error::Refused { .. }) => return Err(Error::Unknowable(error)),
                 Err(error) => {
                     let since: Instant = *unreachable_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= waits.fallback.min(waits.unreachable) {
+                        match self.inner.fallback.layout(&namespace, &digest).await {
+                            Ok(layout) if *layout.digest() == digest => return Ok(Arc::new(layout)),
+                            Err(NoLayout::Unknown) => return Err(Error::NotFound(digest)),
+                            Err(NoLayout::Pending) if start.elapsed() < waits.refresh => {
+                                unreachable_since = Some(Instant::now());
+                            }
+                            Ok(_) | Err(NoLayout::Pending) => {}
+                            Err(NoLayout::Failed(why)) => {
+                                tracing::debug!(%digest, %why, "nor do origins tell a layout")
+                            }
+                        }
+                    }
+                    let since = unreachable_since.unwrap_or(since);
                     if since.elapsed() >= waits.unreachable || start.elapsed() >= waits.refresh.max(waits.unreachable) {
                         return Err(Error::Unknowable(error));
                     }

@@ -6,7 +6,7 @@
 //! held up in one stretch share its request, and few run at a time, so that a swarm in trouble does not become the origins' trouble.
 
 use crate::{
-    client::Origins,
+    client::{Origins, origin},
     http::{Body, BoxError},
     registry::range::Spec,
 };
@@ -36,10 +36,24 @@ const STRETCH: u64 = 16 << 20;
 /// Stretches fetched at a time; each holds a piece in memory.
 const STRETCHES_MAX: usize = 16;
 
+/// Why a source does not tell what a blob looks like.
+#[derive(Debug)]
+pub enum NoLayout {
+    /// It is certain that the blob is nowhere.
+    Unknown,
+    /// The source is fetching it itself; ask again.
+    Pending,
+    /// It cannot say now.
+    Failed(BoxError),
+}
+
 /// Where bytes can be had by an ordinary request.
 pub trait Source: Send + Sync + 'static {
     /// Its name in metrics and logs.
     fn name(&self) -> &'static str;
+
+    /// What a blob looks like.
+    fn layout<'a>(&'a self, namespace: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<Layout, NoLayout>>;
 
     /// Opens a range of a blob: exactly these bytes, or an error.
     fn open<'a>(
@@ -53,6 +67,16 @@ pub trait Source: Send + Sync + 'static {
 impl Source for Origins {
     fn name(&self) -> &'static str {
         "origin"
+    }
+
+    fn layout<'a>(&'a self, namespace: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<Layout, NoLayout>> {
+        Box::pin(async move {
+            Self::layout(self, namespace, digest, Duration::ZERO).await.map_err(|error| match error {
+                origin::Error::NotFound => NoLayout::Unknown,
+                origin::Error::Pending => NoLayout::Pending,
+                error => NoLayout::Failed(error.into()),
+            })
+        })
     }
 
     fn open<'a>(
@@ -107,6 +131,7 @@ struct Inner {
     running: Mutex<Running>,
     room: Semaphore,
     pieces: Family<SourceLabel, Counter>,
+    layouts: Family<SourceLabel, Counter>,
     failures: Family<SourceLabel, Counter>,
 }
 
@@ -125,6 +150,7 @@ impl Fallback {
             running: Mutex::default(),
             room: Semaphore::new(STRETCHES_MAX),
             pieces: Family::default(),
+            layouts: Family::default(),
             failures: Family::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -134,6 +160,8 @@ impl Fallback {
     pub fn register(&self, registry: &mut Registry) {
         let help = "Pieces fetched by an ordinary request because the swarm did not bring them in time";
         registry.register("agent_fallback_pieces", help, self.inner.pieces.clone());
+        let help = "Layouts asked for where no tracker was reached";
+        registry.register("agent_fallback_layouts", help, self.inner.layouts.clone());
         registry.register(
             "agent_fallback_failures",
             "Sources that could not be fetched from",
@@ -144,6 +172,26 @@ impl Fallback {
     /// How long to wait for the swarm; none where there is no other way.
     pub(super) fn wait(&self) -> Option<Duration> {
         (!self.inner.sources.is_empty()).then_some(self.inner.wait)
+    }
+
+    /// What a blob looks like, from the first source that can say.
+    pub(super) async fn layout(&self, namespace: &Namespace, digest: &Digest) -> Result<Layout, NoLayout> {
+        let mut last = NoLayout::Failed("there is nobody else to ask".into());
+        for source in &self.inner.sources {
+            let label = SourceLabel { source: source.name() };
+            match source.layout(namespace, digest).await {
+                Ok(layout) => {
+                    self.inner.layouts.get_or_create(&label).inc();
+                    return Ok(layout);
+                }
+                Err(error @ (NoLayout::Unknown | NoLayout::Pending)) => return Err(error),
+                Err(error) => {
+                    self.inner.failures.get_or_create(&label).inc();
+                    last = error;
+                }
+            }
+        }
+        Err(last)
     }
 
     /// Has the pieces fetched from the one at `range.start` to the end of its stretch, or of the range.

@@ -86,113 +86,23 @@ fn failure(error: downloads::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::{
-        agent::{Api, fallback::Source},
-        client::{Index, Origins, Tracker, cluster::CALLING},
-        config::{DownloadWaits, HostPort},
+        agent::harness::{Node, PATIENCE, namespace, nobody, serve},
+        config::HostPort,
         http::{self, Client},
+        origin::tests::{Cluster, content},
         registry::{
-            Rules, Service, Session,
-            harness::{NOWHERE, Server, bytes, image},
+            Session,
+            harness::{NOWHERE, bytes, image},
             manifest::Kind,
+            manifests::digest_of,
         },
     };
     use bytes::Bytes;
-    use engine::handle::{Config, DriverChoice, Handle, Limits, Peer, Proof, Stat};
+    use engine::handle::Stat;
     use http_body_util::BodyExt;
     use hyper::Method;
-    use peer_proto::{Layout, LayoutBuilder, Namespace};
-    use std::{num::NonZeroUsize, sync::Arc, time::Duration};
-    use tempfile::TempDir;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    struct Node {
-        engine: Handle,
-        origin: bool,
-        _dir: TempDir,
-    }
-
-    impl Node {
-        fn start(origin: bool) -> Self {
-            let dir = TempDir::new().unwrap();
-            let config = Config {
-                data_dir: dir.path().to_owned(),
-                listen: "127.0.0.1:0".parse().unwrap(),
-                advertise: None,
-                id: None,
-                origin,
-                zone: peer_proto::wire::Zone::NONE,
-                shards: NonZeroUsize::MIN,
-                workers: NonZeroUsize::MIN,
-                driver: DriverChoice::Auto,
-                quota: None,
-                proof: Proof::Full,
-                mmap: true,
-                send: engine::handle::SendPath::default(),
-                limits: Limits::default(),
-                peer_idle: peer_proto::conn::IDLE_MAX,
-            };
-            Self { engine: engine::start(config).unwrap(), origin, _dir: dir }
-        }
-
-        async fn put(&self, content: &Bytes) -> Arc<Layout> {
-            let mut builder = LayoutBuilder::new(peer_proto::Algorithm::Sha256);
-            builder.update(content).unwrap();
-            let mut upload = self.engine.upload(peer_proto::Algorithm::Sha256, None).await.unwrap();
-            upload.write(0, content.clone()).await.unwrap();
-            upload.commit(builder.finish().digest()).await.unwrap()
-        }
-
-        fn peer(&self) -> Peer {
-            Peer { id: self.engine.id(), addr: self.engine.peer_addr(), origin: self.origin }
-        }
-
-        /// Its downloads, with no tracker to be reached. What the swarm does not bring within `fallback` comes from the origins.
-        fn downloads(&self, origins: &[HostPort], fallback: Duration, piece: Duration) -> Downloads {
-            let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece, fallback };
-            let http = Client::default();
-            let tracker = Tracker::new(&[nobody()], http.clone()).unwrap();
-            let mut sources: Vec<Arc<dyn Source>> = Vec::new();
-            if !origins.is_empty() {
-                sources.push(Arc::new(Origins::new(origins, 1, CALLING, Duration::ZERO, &http).unwrap()));
-            }
-            Downloads::new(self.engine.clone(), tracker, waits, sources)
-        }
-
-        /// A registry of this node, with neither tracker nor index to be reached.
-        async fn registry(&self) -> Server<Service<Store>> {
-            serve(self.downloads(&[], PATIENCE, PATIENCE)).await
-        }
-
-        /// What its blobs are served by to whoever asks for ranges of them.
-        async fn blobs(&self) -> Server<Api> {
-            let index = Index::new(vec![nobody()], Client::default());
-            Server::start(Api::new(self.downloads(&[], PATIENCE, PATIENCE), index)).await
-        }
-
-        /// Pieces it has of a blob.
-        async fn have(&self, layout: &Layout) -> u64 {
-            match self.engine.stat(layout.digest()).await.unwrap() {
-                Stat::Partial { have, .. } => have.div_ceil(u64::from(layout.geometry().piece_length())),
-                Stat::Whole { .. } => u64::from(layout.geometry().pieces()),
-                Stat::Absent => 0,
-            }
-        }
-    }
-
-    /// A port that nobody listens on: bound once, then free again.
-    fn nobody() -> HostPort {
-        HostPort::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap())
-    }
-
-    async fn serve(downloads: Downloads) -> Server<Service<Store>> {
-        let tags = Tags::new(Index::new(vec![nobody()], Client::default()));
-        Server::start(Service::new(Store::new(downloads, tags), Rules::default())).await
-    }
-
-    fn namespace() -> Namespace {
-        "lib/app".parse().unwrap()
-    }
+    use peer_proto::Algorithm;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn blobs_are_answered_while_they_arrive() {
@@ -290,6 +200,46 @@ mod tests {
         let (one, two) = tokio::join!(registry.get(&path), registry.get(&path));
         assert!(one.body == content && two.body == content);
         agent.engine.wait(&digest).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn long_digests_are_proven_through_the_swarm() {
+        let (seeder, agent) = (Node::start(true), Node::start(false));
+        let content = bytes((5 << 20) + 3);
+        let layout = seeder.put_as(Algorithm::Sha512, &content).await;
+        let digest = digest_of(Algorithm::Sha512, &content);
+        assert_eq!(*layout.digest(), digest);
+        drop(agent.engine.open(namespace(), layout.clone(), 0..0).await.unwrap());
+        agent.engine.peers(&digest, vec![seeder.peer()]);
+        let registry = agent.registry().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        let answer = registry.send("GET", &path, &[("range", "bytes=3000000-3000999")], "").await;
+        assert_eq!((answer.status, &answer.body), (206, &content.slice(3_000_000..3_001_000)));
+        let answer = registry.get(&path).await;
+        assert_eq!(answer.header("docker-content-digest"), digest.to_string());
+        assert!(answer.body == content);
+        agent.engine.wait(&digest).await.unwrap();
+    }
+
+    /// No tracker is there when the pull begins, and none comes: the origins tell what the blob looks like, and bring it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pull_begins_without_trackers() {
+        let cluster = Cluster::hasty(2).await;
+        let content = content(60, (3 << 20) + 7);
+        let digest = digest_of(Algorithm::Sha256, &content);
+        cluster.origins.put(&namespace(), &digest, content.clone()).await.unwrap();
+        let agent = Node::start(false);
+        let registry = serve(agent.downloads(&cluster.addrs(), Duration::from_millis(20), PATIENCE)).await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        let head = registry.send("HEAD", &path, &[], "").await;
+        assert_eq!((head.status, head.header("content-length")), (200, content.len().to_string().as_str()));
+        assert!(registry.get(&path).await.body == content);
+        let answer = registry.get(&format!("/v2/lib/app/blobs/{NOWHERE}")).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (404, "BLOB_UNKNOWN"),
+            "the origins know that it is nowhere"
+        );
     }
 
     #[tokio::test]

@@ -93,6 +93,28 @@ async fn put_all(index: &Index, tags: &[&str]) {
     }
 }
 
+/// Where Kraken's indexes copy to each other and to other clusters, scripts and neighbours get the answers they know.
+#[tokio::test]
+async fn what_kraken_copies_is_taken() {
+    let node = Node::start().await;
+    let d1 = digest(1);
+    assert_eq!(node.status("POST", "/remotes/tags/lib%2Fapp:1").await, 404);
+    assert_eq!(node.status("PUT", &format!("/internal/duplicate/tags/lib%2Fapp:1/digest/{d1}")).await, 200);
+    assert_eq!(node.ask("GET", "/tags/lib%2Fapp:1").await.2, d1.to_string());
+    assert_eq!(node.status("POST", "/remotes/tags/lib%252Fapp:1").await, 200);
+    let duplicate = format!("/internal/duplicate/remotes/tags/lib%2Fapp:1/digest/{d1}");
+    for (method, path, status) in [
+        ("POST", duplicate.as_str(), 200),
+        ("GET", &duplicate, 405),
+        ("GET", "/remotes/tags/lib%2Fapp:1", 405),
+        ("POST", "/remotes/tags/..%2Fapp:1", 400),
+        ("POST", "/internal/duplicate/remotes/tags/a:1/digest/x", 400),
+        ("PUT", "/internal/duplicate/tags/a/digest/x", 400),
+    ] {
+        assert_eq!(node.status(method, path).await, status, "{method} {path}");
+    }
+}
+
 #[tokio::test]
 async fn a_tag_is_put_read_moved_and_removed() {
     let node = Node::start().await;

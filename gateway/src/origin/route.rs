@@ -19,6 +19,7 @@ enum Route {
     Blob(Namespace, Digest),
     Link(Namespace, Digest),
     Prefetch(Namespace, Digest),
+    Remote,
     KrakenUploads(Namespace, Digest),
     KrakenUpload(Namespace, Digest, String),
     Transfers(Digest),
@@ -52,7 +53,7 @@ impl Route {
             Self::Uploads(_) | Self::Upload(..) | Self::KrakenUploads(..) | Self::KrakenUpload(..) => "upload",
             Self::Transfers(_) | Self::Transfer(..) | Self::Duplicate(..) => "transfer",
             Self::Blob(..) => "blob",
-            Self::Link(..) | Self::Prefetch(..) => "prefetch",
+            Self::Link(..) | Self::Prefetch(..) | Self::Remote => "prefetch",
             Self::Held(_) | Self::Size(..) => "stat",
             Self::RemakeMetainfo(_) | Self::Metainfo(..) | Self::Layout(..) => "layout",
             Self::ForceCleanup | Self::ForceCleanup2 | Self::Mark(_) => "cleanup",
@@ -73,6 +74,11 @@ fn parse(parts: &[String]) -> Result<Option<Route>, http::Error> {
         ["namespace", ns, "blobs", d] => Route::Blob(namespace(ns)?, digest(d)?),
         ["namespace", ns, "blobs", d, "link"] => Route::Link(namespace(ns)?, digest(d)?),
         ["namespace", ns, "blobs", d, "prefetch"] => Route::Prefetch(namespace(ns)?, digest(d)?),
+        ["namespace", ns, "blobs", d, "remote", _] => {
+            namespace(ns)?;
+            digest(d)?;
+            Route::Remote
+        }
         ["namespace", ns, "blobs", d, "uploads"] => Route::KrakenUploads(namespace(ns)?, digest(d)?),
         ["namespace", ns, "blobs", d, "uploads", id] => Route::KrakenUpload(namespace(ns)?, digest(d)?, id.to_owned()),
         ["internal", "peercontext"] => Route::PeerContext,
@@ -145,6 +151,10 @@ async fn dispatch(service: &Service, route: Route, request: Request) -> Result<R
         (Method::GET | Method::HEAD, Route::Blob(ns, digest)) => shared.blob(&request, &ns, &digest).await,
         (Method::POST, Route::Link(ns, digest)) => shared.link(&ns, &digest).await,
         (Method::POST, Route::Prefetch(ns, digest)) => shared.prefetch(&ns, &digest).await,
+        (Method::POST, Route::Remote) => Err(http::Error::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "origins copy nothing to other clusters; let the other cluster mirror this one's registry, or share its backend",
+        )),
         (Method::HEAD, Route::Size(ns, digest)) => {
             let local = http::query(request.uri(), "local").is_some_and(|value| matches!(value.as_str(), "true" | "1"));
             let reach = if local { Reach::Local } else { Reach::Everywhere };

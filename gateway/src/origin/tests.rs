@@ -30,7 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
     store: Arc<Memory>,
-    faults: Arc<Faulty>,
+    pub(crate) faults: Arc<Faulty>,
     pub(crate) origins: Origins,
     http: Client,
     config: Config,
@@ -344,6 +344,7 @@ async fn krakens_upload_and_what_can_be_read_back() {
         (Method::POST, format!("/internal/blobs/{digest}/metainfo?piece_length=1000"), 200),
         (Method::POST, format!("/internal/blobs/{digest}/metainfo?piece_length=x"), 400),
         (Method::POST, "/forcecleanup".to_owned(), 400),
+        (Method::POST, format!("{blob}/remote/other:15002"), 501),
         (Method::POST, "/forcecleanup/v2".to_owned(), 501),
         (Method::GET, "/nothing".to_owned(), 404),
         (Method::PUT, blob.clone(), 405),
