@@ -306,6 +306,13 @@ impl Shared {
             }
             self.figures.upload_bytes.inc_by(bytes.len() as u64);
             if let Err(error) = upload.write(at, bytes).await {
+                if matches!(error, Error::NoSpace(_))
+                    && let Some(upload) = writer.upload.take()
+                    && let Err(error) = upload.abort().await
+                {
+                    // What did not fit holds room that others need until it has been idle for long.
+                    tracing::warn!(%error, "drop an upload that does not fit");
+                }
                 return Err(refusal(error).into());
             }
             told.store(upload.len(), Ordering::Relaxed);

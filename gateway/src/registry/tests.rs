@@ -295,6 +295,9 @@ async fn wrong_uploads_have_their_codes() {
     let location = registry.open("a").await;
     assert_eq!(registry.send("DELETE", &location, &[], "").await.status, 204);
     assert_eq!(registry.get(&location).await.status, 404);
+    let late = [("content-range", "5-5")];
+    let late = registry.send("POST", &format!("/v2/a/blobs/uploads/?digest={NOWHERE}"), &late, "x").await;
+    assert_eq!(late.status, 416);
     assert_eq!(registry.service.content().uploads(), 0, "nothing is left behind");
 }
 

@@ -40,8 +40,16 @@ impl<C: Content> Service<C> {
         }
         if let Some(digest) = http::query(&parts.uri, "digest") {
             let digest: Digest = digest.parse()?;
+            let bytes = chunk(parts, body)?;
             let session = self.content.open(repository, digest.algorithm()).await.map_err(failed)?;
-            return self.fill(repository, &session, &digest, Some(chunk(parts, body)?)).await;
+            let filled = self.fill(repository, &session, &digest, Some(bytes)).await;
+            if filled.is_err()
+                && let Err(failure) = self.content.cancel(repository, &session).await
+            {
+                // Its client does not know the session, so nobody would go on with it. Most failures have ended it already.
+                tracing::debug!(%repository, %failure, "drop an upload that failed");
+            }
+            return filled;
         }
         let algorithm = match http::query(&parts.uri, "digest-algorithm").as_deref() {
             None | Some("sha256") => Algorithm::Sha256,

@@ -2,13 +2,14 @@
 
 use crate::{
     clients::{pull_and_compare, push},
-    cluster::{Cluster, metric},
+    cluster::{Cluster, Member, metric},
     image::Image,
     tools::{run, wait_for},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::{
     fs,
+    io::{Seek, SeekFrom},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -151,20 +152,74 @@ fn a_seeder_gone_for_a_second_costs_about_that() -> Result<()> {
     Ok(())
 }
 
-/// The tracker is killed in mid-pull and stays away: the pull goes on with the peers it knows.
+/// The origins are killed with SIGKILL in the middle of a chunk: the session goes on at the byte where it stood.
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn a_push_goes_on_after_the_origins_were_killed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let image = Image::make(&dir.path().join("image"), &[96 * MIB], 16)?;
+    let (digest, size) = image.layers[0];
+    let blob = image.blob(&digest);
+    let mut cluster = Cluster::start(dir.path(), 1)?;
+    let proxy = format!("http://{}", cluster.proxy.addr);
+    let header = |head: &str, name: &str| {
+        let value =
+            |line: &str| Some(line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name))?.1.to_owned());
+        head.lines().find_map(value).with_context(|| format!("no {name} in {head}"))
+    };
+    let head = run("curl", &["-sfi", "-X", "POST", "-d", "", &format!("{proxy}/v2/lib/big/blobs/uploads/")])?;
+    let session = format!("{proxy}{}", header(&head, "location")?);
+
+    let mut patch = Command::new("curl")
+        .args(["-sf", "-X", "PATCH", "--limit-rate", "20M", "-H", "Content-Type: application/octet-stream", "-T"])
+        .args([&blob.display().to_string(), &session])
+        .stdin(Stdio::null())
+        .spawn()?;
+    let arrived = |cluster: &Cluster| -> f64 {
+        let of = |origin: &Member| metric(&origin.api, "shoal_origin_upload_bytes_total").unwrap_or(0.0);
+        cluster.origins.iter().map(of).sum()
+    };
+    wait_for("a good part to arrive", Duration::from_secs(60), || arrived(&cluster) > 30.0 * 1e6)?;
+    cluster.origins.iter_mut().try_for_each(|origin| origin.kill())?;
+    ensure!(!patch.wait()?.success(), "the client saw a clean end");
+    let config_dir = cluster.dir().to_owned();
+    cluster.origins.iter_mut().try_for_each(|origin| origin.start(&config_dir))?;
+    cluster.origins.iter_mut().try_for_each(|origin| origin.ready())?;
+
+    let stands = run("curl", &["-sfi", &session])?;
+    let range = header(&stands, "range")?;
+    let last: u64 = range.split_once('-').context("no range")?.1.parse()?;
+    ensure!(last > 8 * MIB && last < size, "it stands at {last} of {size}");
+    let mut rest = fs::File::open(&blob)?;
+    rest.seek(SeekFrom::Start(last + 1))?;
+    let rest_file = dir.path().join("rest");
+    std::io::copy(&mut rest, &mut fs::File::create(&rest_file)?)?;
+    let (data, range) = (format!("@{}", rest_file.display()), format!("Content-Range: {}-{}", last + 1, size - 1));
+    run("curl", &["-sf", "-X", "PATCH", "-H", &range, "--data-binary", &data, &session])?;
+    run("curl", &["-sf", "-X", "PUT", "-d", "", &format!("{session}?digest={digest}")])?;
+    let into = dir.path().join("pulled");
+    ensure!(pull(&cluster.agents[0].api, &digest, &into)?.wait()?.success());
+    ensure!(fs::read(&into)? == fs::read(&blob)?);
+    Ok(())
+}
+
+/// The tracker is killed in mid-pull and stays away: the pull goes on with the peers it knows, and another one begins without.
 #[test]
 #[ignore = "needs root and real clients: run ci/test"]
 fn a_pull_outlives_the_tracker() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let image = Image::make(&dir.path().join("image"), &[400 * MIB], 15)?;
     let (digest, _) = image.layers[0];
-    let mut cluster = Cluster::start(dir.path(), 1)?;
+    let mut cluster = Cluster::start(dir.path(), 2)?;
     push(&image, &format!("{}/lib/big:1", cluster.proxy.addr))?;
     let mut pulled = pull(&cluster.agents[0].api, &digest, &dir.path().join("pulled"))?;
     let api = cluster.agents[0].api.clone();
     wait_for("a few pieces to arrive", Duration::from_secs(30), || progress(&api) > 10.0 * 1e6)?;
     cluster.tracker.kill()?;
     ensure!(pulled.wait()?.success(), "the pull died with the tracker");
+    let into = dir.path().join("without");
+    ensure!(pull(&cluster.agents[1].api, &digest, &into)?.wait()?.success(), "no pull begins without the tracker");
+    ensure!(fs::read(&into)? == fs::read(image.blob(&digest))?);
     let config_dir = cluster.dir().to_owned();
     cluster.tracker.start(&config_dir)?;
     cluster.tracker.ready()?;

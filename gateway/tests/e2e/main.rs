@@ -14,6 +14,7 @@ mod copiers;
 mod cut;
 mod faults;
 mod image;
+mod limits;
 mod mirror;
 mod ports;
 mod python;
