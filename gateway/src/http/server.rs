@@ -303,6 +303,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_under_way_ends_and_nothing_new_begins_once_it_stops() {
+        let len = 32 << 20;
+        for (drain, whole) in [(NEVER, true), (SOON, false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let service = Arc::new(Long { len, stalled: watch::Sender::new(0) });
+            let (stop, stopped) = watch::channel(false);
+            let server = tokio::spawn(serve(listener, service, stopped, drain));
+            let mut socket = TcpStream::connect(addr).await.unwrap();
+            socket.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut first = vec![0; 1 << 20];
+            socket.read_exact(&mut first).await.unwrap();
+            stop.send_replace(true);
+            // Whoever takes nothing more is waited for no longer than it was said.
+            let server = if whole { Some(server) } else { server.await.map(|()| None).unwrap() };
+            let got = first.len() + rest(&mut socket).await.len();
+            assert_eq!(got > len, whole, "{got} bytes with {drain:?}");
+            if let Some(server) = server {
+                server.await.unwrap();
+            }
+            assert!(TcpStream::connect(addr).await.is_err(), "nobody listens any more");
+        }
+    }
+
+    #[tokio::test]
     async fn a_client_that_takes_its_time_gets_all() {
         let len = 32 << 20;
         let (service, mut socket, _stop) = start(Waits { head: NEVER, stall: SOON * 4 }, len).await;
