@@ -2,6 +2,7 @@
 
 pub mod blob;
 mod doctor;
+mod token_key;
 
 use crate::{
     admin,
@@ -47,6 +48,9 @@ enum Command {
     },
     /// Look at this machine: which I/O driver, which limits, what to change
     Doctor(doctor::Doctor),
+    /// Make keys that sign the registry's tokens, and print their public halves
+    #[command(subcommand)]
+    TokenKey(token_key::Command),
     /// Put and get single blobs
     #[command(subcommand)]
     Blob(blob::Command),
@@ -181,6 +185,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             say(&format!("{} is sound for role {role}\n", file.display()))
         }
         Command::Doctor(doctor) => doctor.run(),
+        Command::TokenKey(command) => command.run(),
         Command::Blob(command) => command.run(),
     }
 }

@@ -7,7 +7,12 @@ pub mod quantity;
 
 pub use quantity::{HostPort, Rate, Size, Span};
 
-use crate::{http::tls::Files, index, origin, registry::access, retry, upstream};
+use crate::{
+    http::{self, Tls, tls::Files},
+    index, origin,
+    registry::access,
+    retry, upstream,
+};
 use backends::RouteConfig;
 use peer_proto::{handout, wire::Zone};
 use serde::{Deserialize, Serialize};
@@ -777,6 +782,7 @@ const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// A check under way: the filled-in file, and the problems so far.
 struct Check {
+    role: Role,
     raw: Raw,
     problems: Vec<Problem>,
 }
@@ -785,7 +791,7 @@ impl Check {
     fn new(raw: &Raw, role: Role) -> Self {
         let mut raw = raw.clone();
         raw.fill(role);
-        Self { raw, problems: Vec::new() }
+        Self { role, raw, problems: Vec::new() }
     }
 
     fn done<T>(self, checked: T) -> Result<T, Error> {
@@ -810,6 +816,7 @@ impl Check {
             self.problem("log.filter", error.to_string());
         }
         self.upstreams();
+        self.files();
         Common {
             data_dir: self.raw.data_dir.clone(),
             drain: self.raw.drain.get(),
@@ -818,6 +825,26 @@ impl Check {
             ca: self.raw.cluster.ca.clone(),
             upstreams: self.raw.upstreams.clone(),
             mirror: self.raw.mirror.clone(),
+        }
+    }
+
+    /// Reads the files of certificates, names and keys: a start would fail of them.
+    fn files(&mut self) {
+        let Raw { tls, access, cluster, .. } = self.raw.clone();
+        if let Some(Err(error)) = tls.map(Tls::open) {
+            self.problem("tls", error.to_string());
+        }
+        if let Some(Err(error)) = cluster.ca.as_deref().map(http::tls::trusting) {
+            self.problem("cluster.ca", error.to_string());
+        }
+        let tokens = access.as_ref().and_then(|access| access.tokens.as_ref());
+        let passed_on = self.role == Role::Agent && cluster.proxy.is_some();
+        if tokens.is_some_and(|tokens| tokens.realm.is_none() && tokens.signing_keys.is_none()) && !passed_on {
+            let why = "must say where clients get tokens, as there are no signing_keys to issue any here";
+            self.problem("access.tokens.realm", why);
+        }
+        if let Some(Err(error)) = access.map(access::Access::open) {
+            self.problem("access", error.to_string());
         }
     }
 

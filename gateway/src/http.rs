@@ -17,7 +17,8 @@ use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::Box
 use hyper::{
     StatusCode,
     body::Frame,
-    header::{self, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
+    http::{request::Parts, uri::Authority},
 };
 use std::{
     borrow::Cow,
@@ -180,6 +181,31 @@ fn decoded(text: &str) -> Cow<'_, str> {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy()
 }
 
+/// What whoever stands before us says that the client called, in names.
+pub const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// And over TLS or not.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The address that a client called, as it wrote it: `https://host:port`. Its own words, or those of whoever passed its request
+/// on: good for nothing but to be told to that client again.
+pub fn called(parts: &Parts) -> Option<String> {
+    let header = |name: HeaderName| {
+        let first = parts.headers.get(name)?.to_str().ok()?.split(',').next()?.trim();
+        Some(first.to_owned())
+    };
+    let own = || parts.uri.authority().map(ToString::to_string).or_else(|| header(header::HOST));
+    let host = header(FORWARDED_HOST).or_else(own)?;
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
+    if !host.bytes().all(sound) || host.parse::<Authority>().is_err() {
+        return None;
+    }
+    let secure = match header(FORWARDED_PROTO) {
+        Some(scheme) => scheme.eq_ignore_ascii_case("https"),
+        None => parts.extensions.get::<server::Peer>().is_some_and(|peer| peer.secure),
+    };
+    Some(format!("{}://{host}", if secure { "https" } else { "http" }))
+}
+
 /// Percent-encodes one path segment, slashes included.
 pub fn encode_segment(text: &str) -> String {
     const KEPT: &percent_encoding::AsciiSet =
@@ -203,5 +229,32 @@ mod tests {
         assert_eq!(query(&uri, "flag").as_deref(), Some(""));
         assert_eq!(query(&uri, "none"), None);
         assert_eq!(encode_segment("lib/app:1"), "lib%2Fapp:1");
+    }
+
+    #[test]
+    fn an_address_is_told_as_the_client_wrote_it() {
+        for (uri, headers, expected) in [
+            ("/v2/", &[("host", "a:1")][..], Some("http://a:1")),
+            ("https://b/v2/", &[("host", "a:1")], Some("http://b")),
+            ("/v2/", &[("host", "a:1"), ("x-forwarded-proto", "https")], Some("https://a:1")),
+            (
+                "/v2/",
+                &[("host", "a"), ("x-forwarded-host", "c:2, d"), ("x-forwarded-proto", "HTTPS")],
+                Some("https://c:2"),
+            ),
+            ("/v2/", &[("host", "[::1]:5000")], Some("http://[::1]:5000")),
+            ("/v2/", &[], None),
+            ("/v2/", &[("host", "")], None),
+            ("/v2/", &[("host", "a\",error=\"x")], None),
+            ("/v2/", &[("host", "eve@a")], None),
+            ("/v2/", &[("host", "a/b")], None),
+        ] {
+            let mut request = hyper::Request::builder().uri(uri);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(called(&parts).as_deref(), expected, "{uri} {headers:?}");
+        }
     }
 }

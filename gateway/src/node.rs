@@ -74,6 +74,8 @@ pub(crate) struct Node {
     http: Client,
     /// The certificate of the listeners that follow.
     tls: Option<Arc<http::Tls>>,
+    /// The same for registries, which ask clients for theirs where that is wanted: others know no names to do anything with.
+    registry_tls: Option<Arc<http::Tls>>,
     /// Who may do what at the registries that follow.
     access: Option<Arc<registry::Access>>,
     drain: Duration,
@@ -89,6 +91,7 @@ impl Node {
             engines: Vec::new(),
             http: Client::default(),
             tls: None,
+            registry_tls: None,
             access: None,
             drain: Duration::ZERO,
         }
@@ -121,11 +124,26 @@ impl Node {
     }
 
     fn serve<S: Service>(&mut self, role: Role, what: &'static str, listener: TcpListener, service: Arc<Front<S>>) {
+        self.serve_with(self.tls.clone(), role, what, listener, service);
+    }
+
+    fn serve_registry<S: Service>(&mut self, role: Role, listener: TcpListener, service: Arc<Front<S>>) {
+        self.serve_with(self.registry_tls.clone(), role, "registry", listener, service);
+    }
+
+    fn serve_with<S: Service>(
+        &mut self,
+        tls: Option<Arc<http::Tls>>,
+        role: Role,
+        what: &'static str,
+        listener: TcpListener,
+        service: Arc<Front<S>>,
+    ) {
         match listener.local_addr() {
             Ok(addr) => tracing::info!(%role, %addr, "serving {what}"),
             Err(error) => tracing::warn!(%role, %error, "serving {what}"),
         }
-        let serving = http::server::serve_with(listener, self.tls.clone(), service, self.stop.subscribe(), self.drain);
+        let serving = http::server::serve_with(listener, tls, service, self.stop.subscribe(), self.drain);
         self.servers.spawn(serving);
     }
 
@@ -136,8 +154,15 @@ impl Node {
             Some(ca) => Client::secure(http::tls::trusting(ca).context("cluster.ca")?),
             None => Client::default(),
         };
-        self.tls = common.tls.clone().map(http::Tls::open).transpose().context("tls")?;
-        if let Some(tls) = &self.tls {
+        let open = |files: http::tls::Files| http::Tls::open(files).context("tls");
+        self.registry_tls = common.tls.clone().map(open).transpose()?;
+        self.tls = match &common.tls {
+            Some(files) if files.client_ca.is_some() => Some(open(files.asking_nobody())?),
+            _ => self.registry_tls.clone(),
+        };
+        let asking =
+            self.registry_tls.as_ref().filter(|_| common.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()));
+        for tls in self.tls.iter().chain(asking) {
             self.loops.spawn(tls.clone().watch(self.stop.subscribe()));
         }
         self.access = common.access.clone().map(registry::Access::open).transpose().context("access")?;
@@ -203,7 +228,7 @@ impl Node {
         let admin = Admin::new(Role::Agent, metrics, vec![engine_check(&engine)], ready);
         let api = agent::Api::new(downloads, index, preload);
         let images = registry::Relay::new(images, config.proxy.map(|proxy| (proxy, self.http.clone())));
-        self.serve(Role::Agent, "registry", registry_listener, admin.front(images, registry::class));
+        self.serve_registry(Role::Agent, registry_listener, admin.front(images, registry::class));
         self.serve(Role::Agent, "blobs", api_listener, admin.front(api, agent::api::class));
 
         let node =
@@ -286,7 +311,7 @@ impl Node {
         let ready = vec![origins_check(origins), index_check(&index)];
         let admin = Admin::new(Role::Proxy, metrics, Vec::new(), ready);
         let proxy = proxy::Proxy::new(images, proxy::Limits::default());
-        self.serve(Role::Proxy, "registry", listener, admin.front(proxy, proxy::class));
+        self.serve_registry(Role::Proxy, listener, admin.front(proxy, proxy::class));
         self.loops.spawn(cluster.watch(self.stop.subscribe()));
         Ok(())
     }

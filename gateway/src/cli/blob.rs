@@ -465,7 +465,7 @@ mod tests {
     #[tokio::test]
     async fn a_role_with_a_certificate_is_asked_over_tls() {
         let dir = tempfile::tempdir().unwrap();
-        let files = http::tls::Files { certificate: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let files = http::tls::Files::new(dir.path().join("cert.pem"), dir.path().join("key.pem"));
         let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         fs::write(&files.certificate, signed.cert.pem()).unwrap();
         fs::write(&files.key, signed.signing_key.serialize_pem()).unwrap();

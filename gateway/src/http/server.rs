@@ -3,7 +3,7 @@
 use super::{
     Request, Response,
     stall::{Arriving, Notice, Taken, Unread},
-    tls::{H2, Tls},
+    tls::{H2, Tls, peer_names},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use hyper::{
@@ -39,6 +39,15 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
+
+/// What is known of whoever is at a connection's other end: among the extensions of each of its requests.
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// Whether the connection speaks TLS.
+    pub secure: bool,
+    /// The names of its certificate, where it was asked for one and gave one that our authorities signed.
+    pub names: Arc<[String]>,
+}
 
 /// What answers requests. Never fails: an error is a response.
 pub trait Service: Send + Sync + 'static {
@@ -135,11 +144,14 @@ async fn connection<S: Service>(
     });
     let unread = Unread::default();
     let (taken, left) = (notice.clone(), unread.clone());
-    let answer = service_fn(move |request: hyper::Request<Incoming>| {
-        let (service, notice, unread) = (service.clone(), notice.clone(), unread.clone());
-        let request = request.map(|body| Arriving::new(body, waits.stall, notice, unread));
-        async move { Ok::<_, Infallible>(service.answer(request).await) }
-    });
+    let answer = |peer: Peer| {
+        service_fn(move |request: hyper::Request<Incoming>| {
+            let (service, notice, unread) = (service.clone(), notice.clone(), unread.clone());
+            let mut request = request.map(|body| Arriving::new(body, waits.stall, notice, unread));
+            request.extensions_mut().insert(peer.clone());
+            async move { Ok::<_, Infallible>(service.answer(request).await) }
+        })
+    };
     let mut one = http1::Builder::new();
     one.timer(TokioTimer::new())
         .header_read_timeout(waits.head)
@@ -148,10 +160,11 @@ async fn connection<S: Service>(
         .half_close(false);
     let Some(tls) = tls else {
         let socket = Taken::new(socket, waits.stall, taken, left);
-        return run(one.serve_connection(TokioIo::new(socket), answer), stop).await;
+        return run(one.serve_connection(TokioIo::new(socket), answer(Peer::default())), stop).await;
     };
     let Some(socket) = tls.accept(socket).await else { return };
     let is_two = socket.get_ref().1.alpn_protocol() == Some(H2);
+    let answer = answer(Peer { secure: true, names: peer_names(socket.get_ref().1).into() });
     let socket = Taken::new(socket, waits.stall, taken, left);
     if !is_two {
         return run(one.serve_connection(TokioIo::new(socket), answer), stop).await;

@@ -1,12 +1,14 @@
-//! TLS: a listener's certificate, read again when its files change, and the certificates that our client trusts.
+//! TLS: a listener's certificate, read again when its files change, the certificates that our client trusts, and the names of
+//! those that clients come with.
 //!
 //! Files are looked at by their content from time to time: that sees through the way in which orchestrators swap them, by links
 //! to directories. A pair that does not fit is refused and the one before stays in force.
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig, ServerConnection,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -16,11 +18,16 @@ use std::{
 };
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use x509_parser::extensions::GeneralName;
 
 /// How often the files are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest wait for a client's part of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most names of a client's certificate that are looked at.
+const NAMES_MAX: usize = 16;
+/// Longest of them, bytes.
+const NAME_LEN_MAX: usize = 512;
 /// The name of HTTP/2 among the protocols that a client may choose.
 pub(super) const H2: &[u8] = b"h2";
 
@@ -32,6 +39,35 @@ pub struct Files {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// The authorities of clients' certificates: with it, clients are asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients may come without; they may unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// Whether clients have to have a certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// They may come without.
+    Optional,
+    /// They may not.
+    Required,
+}
+
+impl Files {
+    /// A certificate alone: clients are asked for none.
+    pub fn new(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self { certificate: certificate.into(), key: key.into(), client_ca: None, client_auth: None }
+    }
+
+    /// The same without asking clients for theirs.
+    #[must_use]
+    pub fn asking_nobody(&self) -> Self {
+        Self::new(&self.certificate, &self.key)
+    }
 }
 
 /// Why there is no certificate to use.
@@ -57,6 +93,9 @@ pub enum Error {
     /// The certificate and the key do not fit, or cannot be used.
     #[error("{0}")]
     Unfit(#[from] rustls::Error),
+    /// Clients have to have a certificate, and none is good.
+    #[error("client_auth needs client_ca: the authorities whose certificates are good")]
+    Nobody,
 }
 
 /// The certificate of a role's listeners.
@@ -65,9 +104,12 @@ pub struct Tls {
     current: Mutex<Current>,
 }
 
+/// What the files held: the certificate, its key, the clients' authorities.
+type Seen = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
 struct Current {
     /// What the files held when they were looked at last, good or not.
-    seen: (Vec<u8>, Vec<u8>),
+    seen: Seen,
     config: Arc<ServerConfig>,
 }
 
@@ -125,18 +167,38 @@ impl Tls {
     }
 }
 
-fn read(files: &Files) -> Result<(Vec<u8>, Vec<u8>), Error> {
+fn read(files: &Files) -> Result<Seen, Error> {
+    if files.client_auth.is_some() && files.client_ca.is_none() {
+        return Err(Error::Nobody);
+    }
     let read = |path: &Path| std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source });
-    Ok((read(&files.certificate)?, read(&files.key)?))
+    Ok((read(&files.certificate)?, read(&files.key)?, files.client_ca.as_deref().map(read).transpose()?))
 }
 
-fn server(files: &Files, (certificate, key): &(Vec<u8>, Vec<u8>)) -> Result<Arc<ServerConfig>, Error> {
+fn server(files: &Files, (certificate, key, authorities): &Seen) -> Result<Arc<ServerConfig>, Error> {
     let chain = certificates(&files.certificate, certificate)?;
     let key = PrivateKeyDer::from_pem_slice(key);
     let key = key.map_err(|error| Error::Parse { path: files.key.clone(), message: error.to_string() })?;
-    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let mut config =
-        builder.with_safe_default_protocol_versions()?.with_no_client_auth().with_single_cert(chain, key)?;
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let mut config = match files.client_ca.as_deref().zip(authorities.as_deref()) {
+        None => builder.with_no_client_auth(),
+        Some((path, pem)) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path, pem)?), provider);
+            let verifier = match files.client_auth {
+                Some(ClientAuth::Required) => verifier,
+                Some(ClientAuth::Optional) | None => verifier.allow_unauthenticated(),
+            };
+            let unfit =
+                |error: VerifierBuilderError| Error::Parse { path: path.to_owned(), message: error.to_string() };
+            builder.with_client_cert_verifier(verifier.build().map_err(unfit)?)
+        }
+    }
+    .with_single_cert(chain, key)?;
+    if files.client_ca.is_some() {
+        // A certificate is looked at with each connection, not remembered from one that was.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+    }
     config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -151,12 +213,40 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 /// What a client needs to trust the authorities of a PEM file, and no others. Blocks.
 pub fn trusting(path: &Path) -> Result<ClientConfig, Error> {
     let pem = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(path, &pem)? {
-        roots.add(authority)?;
-    }
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let roots = roots(path, &pem)?;
     Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, pem)? {
+        roots.add(authority).map_err(|error| Error::Parse { path: path.to_owned(), message: error.to_string() })?;
+    }
+    Ok(roots)
+}
+
+/// The names of the certificate that a client has shown; none without.
+pub(super) fn peer_names(connection: &ServerConnection) -> Vec<String> {
+    connection.peer_certificates().and_then(<[_]>::first).map(|first| names(first)).unwrap_or_default()
+}
+
+/// What a certificate, in DER, calls its holder: its alternative names that are addresses of resources, hosts or mail, in its own
+/// order; where it has none of these, the common name of its subject. Names that nobody could write into a rule are left out.
+pub fn names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return Vec::new() };
+    let mut names: Vec<&str> = Vec::new();
+    if let Ok(Some(alternative)) = certificate.subject_alternative_name() {
+        names.extend(alternative.value.general_names.iter().filter_map(|name| match name {
+            GeneralName::URI(name) | GeneralName::DNSName(name) | GeneralName::RFC822Name(name) => Some(*name),
+            _ => None,
+        }));
+    }
+    if names.is_empty() {
+        names.extend(certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).take(1));
+    }
+    let sound = |name: &&str| (1..=NAME_LEN_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
+    names.into_iter().filter(sound).take(NAMES_MAX).map(ToOwned::to_owned).collect()
 }
 
 /// What a client needs to trust whom the system trusts, and the authorities of a PEM file. Blocks.
@@ -181,10 +271,12 @@ pub fn trusting_system(also: Option<&Path>) -> Result<ClientConfig, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{self, Client, Request, Response, Service};
+    use crate::http::{self, Client, Request, Response, Service, server::Peer};
     use hyper::{StatusCode, Version};
     use hyper_util::rt::{TokioExecutor, TokioIo};
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+    };
     use rustls::pki_types::ServerName;
     use tempfile::TempDir;
     use tokio::{io::AsyncReadExt, net::TcpListener};
@@ -229,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn both_versions_are_served_and_new_certificates_taken() {
         let dir = TempDir::new().unwrap();
-        let files = Files { certificate: dir.path().join("cert.pem"), key: dir.path().join("key.pem") };
+        let files = Files::new(dir.path().join("cert.pem"), dir.path().join("key.pem"));
         let ca = dir.path().join("ca.pem");
         Authority::new().issue(&files, &ca);
         let tls = Tls::open(files.clone()).unwrap();
@@ -283,9 +375,129 @@ mod tests {
         server.await.unwrap();
     }
 
+    /// Answers with the names of the client's certificate.
+    struct Names;
+
+    impl Service for Names {
+        async fn answer(self: Arc<Self>, request: Request) -> Response {
+            let names = request.extensions().get::<Peer>().map(|peer| peer.names.join(" ")).unwrap_or_default();
+            http::text(StatusCode::OK, format!("{:?} {names}", request.version()))
+        }
+    }
+
+    /// What a client with this certificate is told, in each version of HTTP; none where it is not let in.
+    async fn told(
+        addr: std::net::SocketAddr,
+        ca: &Path,
+        own: Option<(CertificateDer<'static>, KeyPair)>,
+    ) -> Vec<Option<String>> {
+        let mut config = trusting(ca).unwrap();
+        if let Some((certificate, key)) = own {
+            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+            let builder = builder.with_safe_default_protocol_versions().unwrap();
+            let pem = std::fs::read(ca).unwrap();
+            let roots = roots(ca, &pem).unwrap();
+            config = builder.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
+        }
+        let one = get(&Client::secure(config.clone()), addr).await.ok();
+        config.alpn_protocols = vec![H2.to_vec()];
+        let two = async {
+            let socket = TcpStream::connect(addr).await.ok()?;
+            let name = ServerName::try_from("127.0.0.1").unwrap();
+            let socket = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.ok()?;
+            let io = TokioIo::new(socket);
+            let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
+            tokio::spawn(connection);
+            let request = Client::request(hyper::Method::GET, format!("https://{addr}/").parse().unwrap());
+            let answer = send.send_request(request.body(http::empty()).unwrap()).await.ok()?;
+            let body = http::read_body(answer.into_body(), 1000).await.ok()?;
+            Some(String::from_utf8(body.to_vec()).unwrap())
+        };
+        vec![one, two.await]
+    }
+
+    fn client_certificate(
+        authority: &Authority,
+        names: &[SanType],
+        common: &str,
+    ) -> (CertificateDer<'static>, KeyPair) {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names.to_vec();
+        params.distinguished_name.push(DnType::CommonName, common);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority.issuer).unwrap();
+        (certificate.der().clone(), key)
+    }
+
+    #[tokio::test]
+    async fn clients_are_known_by_their_certificates() {
+        let dir = TempDir::new().unwrap();
+        let mut files = Files::new(dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let (ca, clients) = (dir.path().join("ca.pem"), dir.path().join("clients.pem"));
+        Authority::new().issue(&files, &ca);
+        let (ours, others) = (Authority::new(), Authority::new());
+        std::fs::write(&clients, ours.issuer.pem()).unwrap();
+        files.client_auth = Some(ClientAuth::Optional);
+        assert!(matches!(Tls::open(files.clone()), Err(Error::Nobody)));
+        files.client_ca = Some(clients.clone());
+        let (stop, stopped) = watch::channel(false);
+        let serve = async |auth| {
+            let tls = Tls::open(Files { client_auth: auth, ..files.clone() }).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap();
+            let (tls, stopped) = (tls, stopped.clone());
+            tokio::spawn(http::server::serve_with(
+                listener,
+                Some(tls.clone()),
+                Arc::new(Names),
+                stopped,
+                Duration::ZERO,
+            ));
+            (tls, addr)
+        };
+        let (tls, optional) = serve(None).await;
+        let (_, required) = serve(Some(ClientAuth::Required)).await;
+        let text = |text: &str| text.try_into().unwrap();
+        let uri = SanType::URI(text("spiffe://a/b"));
+        let dns = SanType::DnsName(text("host.example"));
+        let mail = SanType::Rfc822Name(text("ann@example.com"));
+        let address = SanType::IpAddress([127, 0, 0, 1].into());
+        let both = |names: &str| ["HTTP/1.1", "HTTP/2.0"].map(|version| Some(format!("{version} {names}"))).to_vec();
+        let nothing = vec![None, None];
+        let issue = |names: &[SanType], common| Some(client_certificate(&ours, names, common));
+        for (own, names) in [
+            (issue(&[uri.clone(), dns, mail], "ann"), "spiffe://a/b host.example ann@example.com"),
+            (issue(&[], "ann"), "ann"),
+            (issue(&[address], "ann"), "ann"),
+            (issue(&[], "a\nb"), ""),
+            (issue(&[SanType::URI(text(&"x".repeat(NAME_LEN_MAX + 1))), uri.clone()], "ann"), "spiffe://a/b"),
+        ] {
+            let again = own.as_ref().map(|(der, key)| (der.clone(), KeyPair::from_pem(&key.serialize_pem()).unwrap()));
+            assert_eq!(told(optional, &ca, own).await, both(names));
+            assert_eq!(told(required, &ca, again).await, both(names));
+        }
+        assert_eq!(told(optional, &ca, None).await, both(""));
+        assert_eq!(told(required, &ca, None).await, nothing);
+        let stranger = || Some(client_certificate(&others, std::slice::from_ref(&uri), "ann"));
+        assert_eq!(told(optional, &ca, stranger()).await, nothing, "one that our authorities have not signed");
+        assert_eq!(told(required, &ca, stranger()).await, nothing);
+
+        std::fs::write(&clients, "nothing").unwrap();
+        assert!(matches!(tls.reload(), Err(Error::Parse { .. })));
+        assert_eq!(told(optional, &ca, stranger()).await, nothing, "those before stay in force");
+        std::fs::write(&clients, others.issuer.pem()).unwrap();
+        assert!(tls.reload().unwrap());
+        assert_eq!(told(optional, &ca, stranger()).await, both("spiffe://a/b"));
+        assert_eq!(told(optional, &ca, issue(&[], "ann")).await, nothing);
+        stop.send_replace(true);
+        assert!(names(b"").is_empty() && names(&[0x30, 0x80]).is_empty());
+    }
+
     #[test]
     fn files_that_are_not_there_are_named() {
-        let files = Files { certificate: "/nowhere/cert.pem".into(), key: "/nowhere/key.pem".into() };
+        let files = Files::new("/nowhere/cert.pem", "/nowhere/key.pem");
         let error = Tls::open(files).err().unwrap().to_string();
         assert!(error.starts_with("/nowhere/cert.pem: "), "{error}");
         assert!(trusting(Path::new("/nowhere/ca.pem")).is_err());

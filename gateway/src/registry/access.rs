@@ -1,37 +1,58 @@
-//! Who may do what in which repository: names and passwords from a file, rights from rules.
+//! Who may do what in which repository: names from passwords, tokens and client certificates, rights from rules.
 //!
-//! Without rules everybody may do everything. With them, nobody may do what no rule says. A client without a name is told to give
-//! one (401) where a name could help it; one with a name that is not enough is refused (403).
+//! Without rules everybody may do everything. With them, nobody may do what no rule says. A client without a name is told how to
+//! give one (401) where a name could help it; one with a name that is not enough is refused (403). A token brings its own rights:
+//! those that its issuer gave its holder, which for our own tokens are those of the rules.
 
+pub mod credentials;
+pub mod endpoint;
+#[cfg(test)]
+mod flows;
+pub mod key_files;
+pub mod keys;
+mod passwords;
+pub mod scope;
+pub mod token;
+mod tokens;
+
+pub use tokens::Config as TokenConfig;
+
+use self::{
+    credentials::Credentials,
+    endpoint::TOKEN_PATH,
+    passwords::Passwords,
+    scope::{CATALOG, REGISTRY, REPOSITORY},
+    token::{Fault, Grant},
+    tokens::Tokens,
+};
 use super::{
     error::{Code, Error},
     name::Repository,
+    service::text,
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use hyper::header::{self, HeaderMap, HeaderValue};
-use peer_proto::{Algorithm, Digest, chain::Hasher};
+use crate::http::{self, server::Peer};
+use hyper::{
+    header::{self, HeaderValue},
+    http::request::Parts,
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-use tokio::sync::{Semaphore, watch};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
-/// How often the file of names is looked at.
+/// How often the files of names and keys are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
-/// Passwords checked at once: each takes a core for a while, on purpose.
-const CHECKS_MAX: usize = 2;
-/// Passwords remembered as right, so that each is checked once.
-const REMEMBERED_MAX: usize = 10_000;
-/// Longest file of names, bytes.
-const FILE_LEN_MAX: u64 = 16 << 20;
 /// Longest pattern of a repository once compiled, bytes.
 const REGEX_SIZE_MAX: usize = 1 << 20;
-/// What an unknown name's password is compared with, so that it takes as long as a known one's.
-const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK";
+/// Asks for a name and a password.
+const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"shoal\"");
+/// What the names of client certificates begin with in rules.
+const CERTIFICATE: &str = "cert:";
 
 /// Something that a rule allows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -49,6 +70,19 @@ pub enum Action {
     Catalog,
 }
 
+impl Action {
+    /// As tokens have it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::Catalog => "catalog",
+        }
+    }
+}
+
 /// `[access]`: who may do what, at proxies and agents alike.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,7 +95,11 @@ pub struct Config {
     #[serde(default)]
     pub unrecorded: bool,
     /// What is allowed; everything that any of them allows.
+    #[serde(default)]
     pub rules: Vec<Rule>,
+    /// Tokens that are taken, and issued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenConfig>,
 }
 
 /// One rule.
@@ -70,7 +108,7 @@ pub struct Config {
 pub struct Rule {
     /// A regular expression that the whole name of a repository has to match.
     pub repository: String,
-    /// Names; `*` for everybody with a name, `anonymous` for everybody.
+    /// Names; `cert:NAME` for a client certificate's, `*` for everybody with a name, `anonymous` for everybody.
     pub users: BTreeSet<String>,
     /// What they may do there.
     pub actions: BTreeSet<Action>,
@@ -88,31 +126,142 @@ pub enum Invalid {
     /// A line of it is not `name:bcrypt`.
     #[error("{0}, line {1}: not a name and a bcrypt hash")]
     Line(PathBuf, usize),
+    /// A key of `[access.tokens]`.
+    #[error("tokens.{0}: {1}")]
+    Token(&'static str, String),
+    /// The keys of tokens.
+    #[error("keys of tokens: {0}")]
+    Keys(#[from] key_files::Error),
 }
 
 /// Access control of one role.
 pub struct Access {
-    htpasswd: Option<PathBuf>,
     strict: bool,
     rules: Vec<(Regex, Rule)>,
-    names: Mutex<Names>,
-    checks: Semaphore,
+    passwords: Option<Passwords>,
+    tokens: Option<Tokens>,
+    figures: Figures,
 }
 
 #[derive(Default)]
-struct Names {
-    /// The file when it was looked at last, good or not.
-    seen: String,
-    hashes: BTreeMap<String, String>,
-    /// Digests of names and passwords that were right.
-    right: HashSet<Digest>,
+struct Figures {
+    refused: Family<Why, Counter>,
+    issued: Counter,
 }
 
-/// Who asks: a name that was proven, or nobody.
-pub(super) type User = Option<String>;
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Why {
+    why: &'static str,
+}
+
+/// Who asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Who {
+    /// Somebody who gave no name.
+    Nobody,
+    /// Somebody whose password was right.
+    Name(String),
+    /// Whoever has a certificate with these names, each as rules have it; at least one.
+    Certificate(Vec<String>),
+    /// Whoever has a token.
+    Bearer(Bearer),
+}
+
+/// What a token says of its holder.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Bearer {
+    name: String,
+    access: Vec<Grant>,
+}
+
+impl Bearer {
+    fn may(&self, kind: &str, name: &str, action: &str) -> bool {
+        let about = |grant: &&Grant| grant.kind == kind && grant.name == name;
+        self.access.iter().filter(about).any(|grant| grant.actions.iter().any(|one| one == action || one == "*"))
+    }
+}
+
+impl Who {
+    /// What tokens and refusals call it; empty for nobody.
+    fn name(&self) -> &str {
+        match self {
+            Self::Nobody => "",
+            Self::Name(name) | Self::Bearer(Bearer { name, .. }) => name,
+            Self::Certificate(names) => names.first().map_or("", String::as_str),
+        }
+    }
+
+    fn is_among(&self, users: &BTreeSet<String>) -> bool {
+        users.contains("anonymous")
+            || match self {
+                Self::Nobody | Self::Bearer(_) => false,
+                Self::Name(name) => users.contains("*") || users.contains(name),
+                Self::Certificate(names) => users.contains("*") || names.iter().any(|name| users.contains(name)),
+            }
+    }
+}
+
+/// Why nobody knows who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unknown {
+    Header,
+    Password,
+    Token(Fault),
+}
+
+impl Unknown {
+    const fn message(self) -> &'static str {
+        match self {
+            Self::Header => "the Authorization header must be one, Basic or Bearer",
+            Self::Password => "name or password is wrong",
+            Self::Token(_) => "the token is not taken: get another",
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Password => "password",
+            Self::Token(fault) => fault.name(),
+        }
+    }
+}
+
+/// What a request needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Need<'a> {
+    /// A name, where names are known: clients learn so that they may give one.
+    Name,
+    /// The list of repositories.
+    Catalog,
+    /// One of these in a repository.
+    Any(&'a Repository, &'static [Action]),
+}
+
+impl Need<'_> {
+    /// The scope of a token that would do, `from` being mounted from.
+    fn scope(self, from: Option<&Repository>) -> Option<String> {
+        let (repository, actions) = match self {
+            Self::Name => return None,
+            Self::Catalog => return Some(format!("{REGISTRY}:{CATALOG}:*")),
+            Self::Any(repository, actions) => (repository, actions),
+        };
+        let actions = match actions {
+            [Action::Delete, ..] => "delete",
+            [Action::Pull, ..] => "pull",
+            // As push, create is asked for: the client knows no such word.
+            _ => "pull,push",
+        };
+        let scope = format!("{REPOSITORY}:{repository}:{actions}");
+        Some(match from {
+            Some(from) if from != repository => format!("{scope} {REPOSITORY}:{from}:pull"),
+            _ => scope,
+        })
+    }
+}
 
 impl Access {
-    /// Reads the rules and the file of names. Blocks.
+    /// Reads the rules and the files of names and keys. Blocks.
     pub fn open(config: Config) -> Result<Arc<Self>, Invalid> {
         let rules = config.rules.into_iter().map(|rule| {
             let pattern =
@@ -122,15 +271,20 @@ impl Access {
                 Err(error) => Err(Invalid::Pattern(rule.repository, error.into())),
             }
         });
-        let access = Self {
-            htpasswd: config.htpasswd,
+        Ok(Arc::new(Self {
             strict: !config.unrecorded,
             rules: rules.collect::<Result<_, _>>()?,
-            names: Mutex::default(),
-            checks: Semaphore::new(CHECKS_MAX),
-        };
-        access.reload()?;
-        Ok(Arc::new(access))
+            passwords: config.htpasswd.map(Passwords::open).transpose()?,
+            tokens: config.tokens.map(Tokens::open).transpose()?,
+            figures: Figures::default(),
+        }))
+    }
+
+    /// Adds its figures to a role's.
+    pub fn register(&self, registry: &mut Registry) {
+        let Figures { refused, issued } = &self.figures;
+        registry.register("access_refused", "Credentials that were refused, by what was wrong", refused.clone());
+        registry.register("access_tokens_issued", "Tokens issued", issued.clone());
     }
 
     /// Whether only content with a record in a repository is that repository's.
@@ -138,41 +292,16 @@ impl Access {
         self.strict
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether it issues tokens.
+    pub fn issues_tokens(&self) -> bool {
+        self.tokens.as_ref().is_some_and(Tokens::are_issued)
     }
 
-    /// Reads the file of names again and takes what is new; whether there was anything. Blocks.
+    /// Reads the files of names and keys again and takes what is new; whether there was anything. Blocks.
     pub fn reload(&self) -> Result<bool, Invalid> {
-        let Some(path) = &self.htpasswd else { return Ok(false) };
-        let read = || {
-            if std::fs::metadata(path)?.len() > FILE_LEN_MAX {
-                return Err(std::io::Error::other(format!("longer than {FILE_LEN_MAX} bytes")));
-            }
-            std::fs::read_to_string(path)
-        };
-        let seen = read().map_err(|error| Invalid::Read(path.clone(), error))?;
-        let mut names = self.names();
-        if names.seen == seen {
-            return Ok(false);
-        }
-        names.seen = seen;
-        let mut hashes = BTreeMap::new();
-        for (number, line) in names.seen.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let sound = line.split_once(':').filter(|(name, hash)| {
-                let kind = ["$2a$", "$2b$", "$2y$"].iter().any(|kind| hash.starts_with(kind));
-                !name.is_empty() && hash.len() == NOBODY.len() && kind
-            });
-            let (name, hash) = sound.ok_or_else(|| Invalid::Line(path.clone(), number + 1))?;
-            hashes.insert(name.to_owned(), hash.to_owned());
-        }
-        names.hashes = hashes;
-        names.right.clear();
-        Ok(true)
+        let names = self.passwords.as_ref().map_or(Ok(false), Passwords::reload);
+        let keys = self.tokens.as_ref().map_or(Ok(false), Tokens::reload);
+        Ok(names? | keys?)
     }
 
     /// Reloads from time to time until `stop` is true.
@@ -184,104 +313,154 @@ impl Access {
             }
             let access = self.clone();
             match tokio::task::spawn_blocking(move || access.reload()).await {
-                Ok(Ok(true)) => tracing::info!("names and passwords reloaded"),
+                Ok(Ok(true)) => tracing::info!("names, passwords and keys reloaded"),
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "reload names and passwords; those before stay in force"),
-                Err(error) => tracing::warn!(%error, "reload names and passwords"),
+                Ok(Err(error)) => tracing::warn!(%error, "reload names and keys; those before stay in force"),
+                Err(error) => tracing::warn!(%error, "reload names and keys"),
             }
         }
     }
 
-    /// Who asks, by the request's `Authorization`. 401 for a name whose password is wrong.
-    pub(super) async fn identify(&self, headers: &HeaderMap) -> Result<User, Error> {
-        let Some(given) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-        let given = given.to_str().ok().and_then(|text| text.split_once(' '));
-        let basic = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
-        let text = basic
-            .and_then(|(_, text)| STANDARD.decode(text.trim()).ok())
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        let (name, password) = text
-            .as_deref()
-            .and_then(|text| text.split_once(':'))
-            .ok_or_else(|| challenge("no name and password in it"))?;
-        // What some clients send that have neither.
-        if name.is_empty() && password.is_empty() {
-            return Ok(None);
+    /// Who asks: by the request's `Authorization`, or else by the connection's certificate.
+    async fn identify(&self, parts: &Parts) -> Result<Who, Unknown> {
+        match Credentials::of(&parts.headers) {
+            Ok(Some(given)) => self.prove(given).await,
+            Ok(None) => Ok(certified(parts)),
+            Err(_) => Err(self.count(Unknown::Header)),
         }
-        let (hash, known) = {
-            let names = self.names();
-            let hash = names.hashes.get(name).cloned();
-            (hash.clone().unwrap_or_else(|| NOBODY.to_owned()), hash.is_some())
-        };
-        let key = key(name, password, &hash);
-        if self.names().right.contains(&key) {
-            return Ok(Some(name.to_owned()));
-        }
-        let _place = self.checks.acquire().await.map_err(|error| Error::new(Code::Unknown, error.to_string()))?;
-        let password = password.to_owned();
-        let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false)).await;
-        if !known || !right.unwrap_or(false) {
-            return Err(challenge("name or password is wrong"));
-        }
-        let mut names = self.names();
-        if names.right.len() >= REMEMBERED_MAX {
-            names.right.clear();
-        }
-        names.right.insert(key);
-        Ok(Some(name.to_owned()))
     }
 
-    /// Whether a user may do something in a repository.
-    pub(super) fn allows(&self, user: &User, repository: &Repository, action: Action) -> bool {
-        self.rules.iter().any(|(pattern, rule)| {
-            rule.actions.contains(&action) && is_among(user, &rule.users) && pattern.is_match(repository.as_str())
+    /// Whose credentials these are.
+    async fn prove(&self, given: Credentials) -> Result<Who, Unknown> {
+        match (given, &self.passwords, &self.tokens) {
+            (Credentials::Basic { name, password }, Some(passwords), _) => {
+                if !passwords.is_right(&name, password).await {
+                    return Err(self.count(Unknown::Password));
+                }
+                Ok(Who::Name(name))
+            }
+            (Credentials::Basic { .. }, None, _) => Err(self.count(Unknown::Password)),
+            (Credentials::Bearer(text), _, Some(tokens)) => match tokens.verify(&text) {
+                Ok(claims) => Ok(Who::Bearer(Bearer { name: claims.sub, access: claims.access.unwrap_or_default() })),
+                Err(fault) => Err(self.count(Unknown::Token(fault))),
+            },
+            (Credentials::Bearer(_), _, None) => Err(self.count(Unknown::Header)),
+        }
+    }
+
+    fn count(&self, why: Unknown) -> Unknown {
+        self.figures.refused.get_or_create(&Why { why: why.name() }).inc();
+        why
+    }
+
+    /// Who asks, where what they ask for is allowed. 401 or 403 where it is not; `from` is a repository that is mounted from.
+    pub(super) async fn admit(&self, parts: &Parts, need: Need<'_>, from: Option<&Repository>) -> Result<Who, Error> {
+        let who = self.identify(parts).await.map_err(|why| {
+            let error = matches!(why, Unknown::Token(_)).then_some("invalid_token");
+            self.challenge(parts, need.scope(from), error, why.message())
+        })?;
+        let may = match need {
+            Need::Name => self.is_known(&who) || !self.knows_names(),
+            Need::Catalog => self.may_list(&who),
+            Need::Any(repository, actions) => actions.iter().any(|action| self.allows(&who, repository, *action)),
+        };
+        if may {
+            return Ok(who);
+        }
+        let challenge = |error, message| self.challenge(parts, need.scope(from), error, message);
+        Err(match &who {
+            // The client may have asked for a token of less.
+            Who::Bearer(_) => challenge(Some("insufficient_scope"), "the token does not allow this"),
+            Who::Nobody | Who::Certificate(_) if self.knows_names() => {
+                challenge(None, "this needs a name and a password, or a token")
+            }
+            Who::Nobody => Error::new(Code::Denied, "this needs a client certificate"),
+            Who::Name(_) | Who::Certificate(_) => {
+                Error::new(Code::Denied, format!("{} may not do this here", who.name()))
+            }
         })
     }
 
-    /// The same as an answer.
-    pub(super) fn require(&self, user: &User, repository: &Repository, actions: &[Action]) -> Result<(), Error> {
-        let allowed = actions.iter().any(|action| self.allows(user, repository, *action));
-        if allowed { Ok(()) } else { Err(refusal(user)) }
+    /// Whether a client can give a name in a request.
+    fn knows_names(&self) -> bool {
+        self.passwords.is_some() || self.tokens.is_some()
     }
 
-    /// 401 for a client without a name where names are known: clients learn so that they may give one.
-    pub(super) fn require_name(&self, user: &User) -> Result<(), Error> {
-        if user.is_none() && self.htpasswd.is_some() { Err(refusal(user)) } else { Ok(()) }
+    /// Whether there is nothing to gain from another name. A certificate that no rule speaks of is none.
+    fn is_known(&self, who: &Who) -> bool {
+        match who {
+            Who::Nobody => false,
+            Who::Name(_) | Who::Bearer(_) => true,
+            Who::Certificate(_) => {
+                self.rules.iter().any(|(_, rule)| !rule.users.contains("anonymous") && who.is_among(&rule.users))
+            }
+        }
     }
 
-    /// Whether a user may list the repositories.
-    pub(super) fn require_catalog(&self, user: &User) -> Result<(), Error> {
-        let allowed =
-            self.rules.iter().any(|(_, rule)| rule.actions.contains(&Action::Catalog) && is_among(user, &rule.users));
-        if allowed { Ok(()) } else { Err(refusal(user)) }
+    /// Whether somebody may do something in a repository.
+    pub(super) fn allows(&self, who: &Who, repository: &Repository, action: Action) -> bool {
+        let ruled = self.rules.iter().any(|(pattern, rule)| {
+            rule.actions.contains(&action) && who.is_among(&rule.users) && pattern.is_match(repository.as_str())
+        });
+        ruled || matches!(who, Who::Bearer(bearer) if bearer.may(REPOSITORY, repository.as_str(), action.name()))
+    }
+
+    /// Whether somebody may list the repositories.
+    fn may_list(&self, who: &Who) -> bool {
+        let ruled = |rule: &Rule| rule.actions.contains(&Action::Catalog) && who.is_among(&rule.users);
+        self.rules.iter().any(|(_, rule)| ruled(rule))
+            || matches!(who, Who::Bearer(bearer) if bearer.may(REGISTRY, CATALOG, "*"))
+    }
+
+    /// Those of the actions asked for that somebody may do in a repository. Whoever asks to push and may only create may create.
+    fn granted(&self, who: &Who, repository: &Repository, asked: &[&str]) -> Vec<&'static str> {
+        let asks = |word: &str| asked.contains(&word) || asked.contains(&"*");
+        let may = |action| self.allows(who, repository, action);
+        let mut granted = Vec::new();
+        if asks("pull") && may(Action::Pull) {
+            granted.push("pull");
+        }
+        if asks("push") && may(Action::Push) {
+            granted.push("push");
+        } else if (asks("push") || asks("create")) && (may(Action::Create) || may(Action::Push)) {
+            granted.push("create");
+        }
+        if asks("delete") && may(Action::Delete) {
+            granted.push("delete");
+        }
+        granted
+    }
+
+    /// 401, with what a client needs to do better: where it gets a token, or else that a name and a password will do.
+    fn challenge(
+        &self,
+        parts: &Parts,
+        scope: Option<String>,
+        error: Option<&'static str>,
+        message: &'static str,
+    ) -> Error {
+        let bearer = self.tokens.as_ref().and_then(|tokens| {
+            let realm = match tokens.realm() {
+                Some(realm) => realm.to_owned(),
+                None => format!("{}{TOKEN_PATH}", http::called(parts)?),
+            };
+            let mut value = format!("Bearer realm=\"{realm}\",service=\"{}\"", tokens.service());
+            for (name, text) in [("scope", scope.as_deref()), ("error", error)] {
+                value.extend(text.map(|text| format!(",{name}=\"{text}\"")));
+            }
+            text(value).ok()
+        });
+        Error::new(Code::Unauthorized, message).header(header::WWW_AUTHENTICATE, bearer.unwrap_or(BASIC))
     }
 }
 
-fn is_among(user: &User, users: &BTreeSet<String>) -> bool {
-    users.contains("anonymous") || user.as_ref().is_some_and(|user| users.contains("*") || users.contains(user))
-}
-
-fn refusal(user: &User) -> Error {
-    match user {
-        None => challenge("this needs a name and a password"),
-        Some(user) => Error::new(Code::Denied, format!("{user} may not do this here")),
+/// Whom the connection's certificate names.
+fn certified(parts: &Parts) -> Who {
+    let names = parts.extensions.get::<Peer>().map_or(&[][..], |peer| &peer.names);
+    match names {
+        [] => Who::Nobody,
+        names => Who::Certificate(names.iter().map(|name| format!("{CERTIFICATE}{name}")).collect()),
     }
-}
-
-/// 401, with what a client needs to do better.
-pub(super) fn challenge(message: &'static str) -> Error {
-    Error::new(Code::Unauthorized, message)
-        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"shoal\""))
-}
-
-/// Names a password that was right, without being it.
-fn key(name: &str, password: &str, hash: &str) -> Digest {
-    let mut hasher = Hasher::new(Algorithm::Sha512);
-    for part in [name, password, hash] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -292,7 +471,9 @@ mod tests {
         memory::Memory,
     };
     use super::*;
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
     use bytes::Bytes;
+    use peer_proto::Algorithm;
     use tempfile::TempDir;
 
     fn rule(repository: &str, users: &[&str], actions: &[Action]) -> Rule {
@@ -311,7 +492,7 @@ mod tests {
     fn open(dir: &TempDir, names: &str, rules: Vec<Rule>) -> Result<Arc<Access>, Invalid> {
         let htpasswd = dir.path().join("htpasswd");
         std::fs::write(&htpasswd, names).unwrap();
-        Access::open(Config { htpasswd: Some(htpasswd), unrecorded: false, rules })
+        Access::open(Config { htpasswd: Some(htpasswd), unrecorded: false, rules, tokens: None })
     }
 
     #[tokio::test]
@@ -417,8 +598,8 @@ mod tests {
         let dir = TempDir::new().unwrap();
         assert!(matches!(open(&dir, "", vec![rule("(", &[], &[])]), Err(Invalid::Pattern(..))));
         assert!(matches!(open(&dir, "x", Vec::new()), Err(Invalid::Line(_, 1))));
-        let nowhere = Config { htpasswd: Some("/nowhere/x".into()), unrecorded: false, rules: Vec::new() };
+        let nowhere =
+            Config { htpasswd: Some("/nowhere/x".into()), unrecorded: false, rules: Vec::new(), tokens: None };
         assert!(matches!(Access::open(nowhere), Err(Invalid::Read(..))));
-        assert!(bcrypt::verify("x", NOBODY).is_ok(), "a hash that can be compared with");
     }
 }

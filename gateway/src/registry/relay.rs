@@ -4,10 +4,11 @@
 //! the client may write is for the registry behind to say; it sees the client's credentials.
 
 use super::{
+    access::endpoint::TOKEN_PATH,
     content::Content,
     error::{Code, Error},
     lent::Lent,
-    service::{API_VERSION, Service, class},
+    service::{API_VERSION, Service, class, is_registry},
 };
 use crate::{
     config::HostPort,
@@ -50,22 +51,32 @@ impl<C: Content> Relay<C> {
 
 impl<C: Content> http::Service for Relay<C> {
     async fn answer(self: Arc<Self>, request: Request) -> Response {
+        let own = request.uri().path() == TOKEN_PATH && self.reads.issues_tokens();
         match &self.writes {
-            Some((to, client)) if is_write(&request) => pass_on(to, client, request).await,
+            Some((to, client)) if !own && is_passed_on(&request) => pass_on(to, client, request).await,
             _ => self.reads.clone().answer(request).await,
         }
     }
 }
 
-/// Whether it is for the registry that holds uploads: how far one has come is known there alone.
-fn is_write(request: &Request) -> bool {
-    !matches!(*request.method(), Method::GET | Method::HEAD) || class(request.uri().path()) == "uploads"
+/// Whether it is for the registry that holds uploads, as how far one has come is known there alone, or for a token.
+fn is_passed_on(request: &Request) -> bool {
+    let path = request.uri().path();
+    !matches!(*request.method(), Method::GET | Method::HEAD) || class(path) == "uploads" || path == TOKEN_PATH
 }
 
 async fn pass_on(to: &HostPort, client: &Client, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
+    let registry = is_registry(parts.uri.path());
     let (body, lent) = Lent::new(body, parts.headers.contains_key(header::EXPECT));
     strip(&mut parts.headers);
+    // Where clients are told to get a token has to be an address that they can call: this one.
+    if let Some((scheme, host)) = http::called(&parts).as_deref().and_then(|called| called.split_once("://"))
+        && let (Ok(scheme), Ok(host)) = (scheme.parse(), host.parse())
+    {
+        parts.headers.insert(http::FORWARDED_PROTO, scheme);
+        parts.headers.insert(http::FORWARDED_HOST, host);
+    }
     // The connection to the registry behind has its own; the client was told to go on when its body was asked for.
     parts.headers.remove(header::HOST);
     parts.headers.remove(header::EXPECT);
@@ -92,7 +103,9 @@ async fn pass_on(to: &HostPort, client: &Client, request: Request) -> Response {
     if !response.status().is_success() {
         lent.drain().await;
     }
-    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    if registry {
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    }
     response
 }
 

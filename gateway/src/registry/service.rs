@@ -1,7 +1,7 @@
 //! One registry over HTTP: routes, methods, headers that every answer has.
 
 use super::{
-    access::{Access, Action},
+    access::{Access, Action, Need},
     content::Content,
     error::{Code, Error},
     lent::Lent,
@@ -13,7 +13,7 @@ use crate::{
     upstream::names::{Asked, NAMESPACE, Names},
 };
 use hyper::{
-    Method, StatusCode,
+    Method, StatusCode, Uri,
     header::{self, HeaderMap, HeaderName, HeaderValue},
     http::request::Parts,
 };
@@ -77,6 +77,14 @@ impl<C: Content> Service<C> {
     /// Adds its figures to a role's.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("registry_errors", "Errors answered, by the code the client saw", self.errors.clone());
+        if let Some(access) = &self.access {
+            access.register(registry);
+        }
+    }
+
+    /// Whether clients get tokens here.
+    pub(super) fn issues_tokens(&self) -> bool {
+        self.access.as_ref().is_some_and(|access| access.issues_tokens())
     }
 
     /// What stands behind it.
@@ -85,6 +93,11 @@ impl<C: Content> Service<C> {
     }
 
     async fn route(self: &Arc<Self>, parts: &Parts, body: Body) -> Result<Response, Error> {
+        if let Some(access) = &self.access
+            && let Some(endpoint) = access.endpoint(parts.uri.path())
+        {
+            return access.answer(endpoint, parts, body).await;
+        }
         let method = &parts.method;
         let route = route::parse(method, parts.uri.path())?;
         let methods = self.methods(&route);
@@ -129,36 +142,15 @@ impl<C: Content> Service<C> {
     /// What a client may do beyond what it is refused here for.
     async fn client(&self, parts: &Parts, route: &Route) -> Result<Client, Error> {
         let Some(access) = &self.access else { return Ok(Client { moves_tags: true, mounts: true }) };
-        let user = access.identify(&parts.headers).await?;
-        let delete = parts.method == Method::DELETE;
-        match route {
-            Route::Base => access.require_name(&user)?,
-            Route::Catalog => access.require_catalog(&user)?,
-            Route::Blob(repository, _) | Route::Manifest(repository, _) if delete => {
-                access.require(&user, repository, &[Action::Delete])?;
-            }
-            // A push looks whether it has to bring something.
-            Route::Blob(repository, _) | Route::Manifest(repository, _) if parts.method == Method::HEAD => {
-                access.require(&user, repository, &[Action::Pull, Action::Push, Action::Create])?;
-            }
-            Route::Manifest(repository, _) if parts.method == Method::PUT => {
-                access.require(&user, repository, &[Action::Push, Action::Create])?;
-            }
-            Route::Uploads(repository) | Route::Upload(repository, _) => {
-                access.require(&user, repository, &[Action::Push, Action::Create])?;
-            }
-            Route::Blob(repository, _)
-            | Route::Manifest(repository, _)
-            | Route::Tags(repository)
-            | Route::Referrers(repository, _) => access.require(&user, repository, &[Action::Pull])?,
-        }
         let from = http::query(&parts.uri, "from").and_then(|from| from.parse::<Repository>().ok());
+        let from = from.filter(|_| matches!(route, Route::Uploads(_)));
+        let who = access.admit(parts, need(&parts.method, route), from.as_ref()).await?;
         Ok(Client {
             moves_tags: match route {
-                Route::Manifest(repository, _) => access.allows(&user, repository, Action::Push),
+                Route::Manifest(repository, _) => access.allows(&who, repository, Action::Push),
                 _ => false,
             },
-            mounts: from.is_some_and(|from| access.allows(&user, &from, Action::Pull)),
+            mounts: from.is_some_and(|from| access.allows(&who, &from, Action::Pull)),
         })
     }
 
@@ -210,7 +202,9 @@ impl<C: Content> http::Service for Service<C> {
         if !response.status().is_success() {
             lent.drain().await;
         }
-        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        if is_registry(parts.uri.path()) {
+            response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        }
         if let Asked::Upstream(name, _) = &asked
             && let Ok(name) = HeaderValue::try_from(name)
         {
@@ -223,6 +217,31 @@ impl<C: Content> http::Service for Service<C> {
 fn too_long() -> Error {
     let why = format!("the request's path and query are longer than {TARGET_LEN_MAX} bytes");
     Error::new(Code::NameInvalid, why).status(StatusCode::URI_TOO_LONG)
+}
+
+/// What a client has to be allowed.
+fn need<'a>(method: &Method, route: &'a Route) -> Need<'a> {
+    match route {
+        Route::Base => Need::Name,
+        Route::Catalog => Need::Catalog,
+        Route::Blob(repository, _) | Route::Manifest(repository, _) if method == Method::DELETE => {
+            Need::Any(repository, &[Action::Delete])
+        }
+        // A push looks whether it has to bring something.
+        Route::Blob(repository, _) | Route::Manifest(repository, _) if method == Method::HEAD => {
+            Need::Any(repository, &[Action::Pull, Action::Push, Action::Create])
+        }
+        Route::Manifest(repository, _) if method == Method::PUT => {
+            Need::Any(repository, &[Action::Push, Action::Create])
+        }
+        Route::Uploads(repository) | Route::Upload(repository, _) => {
+            Need::Any(repository, &[Action::Push, Action::Create])
+        }
+        Route::Blob(repository, _)
+        | Route::Manifest(repository, _)
+        | Route::Tags(repository)
+        | Route::Referrers(repository, _) => Need::Any(repository, &[Action::Pull]),
+    }
 }
 
 /// Has a request that names an upstream in `?ns=` name it in its path.
@@ -238,8 +257,12 @@ fn aim(parts: &mut Parts, asked: &Asked) -> Result<(), Error> {
     let rest = parts.uri.path().strip_prefix("/v2/").filter(|rest| !matches!(*rest, "" | "_catalog"));
     if let Some(rest) = rest {
         let query = parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let aimed = format!("/v2/{prefix}/{rest}{query}");
-        parts.uri = aimed.parse().map_err(|_| Error::new(Code::NameInvalid, "path is no address"))?;
+        let odd = |_| Error::new(Code::NameInvalid, "path is no address");
+        let aimed = format!("/v2/{prefix}/{rest}{query}").parse().map_err(odd)?;
+        // With the host that was called, which is here in HTTP/2.
+        let mut uri = parts.uri.clone().into_parts();
+        uri.path_and_query = Some(aimed);
+        parts.uri = Uri::from_parts(uri).map_err(|_| Error::new(Code::NameInvalid, "path is no address"))?;
     }
     Ok(())
 }
@@ -255,8 +278,15 @@ pub fn class(path: &str) -> &'static str {
         (_, "referrers", _) => "referrers",
         ("_catalog", "v2", _) => "catalog",
         ("", "v2", _) | ("v2", ..) => "base",
+        ("token", "", _) => "token",
+        ("jwks.json", ".well-known", _) => "keys",
         _ => "other",
     }
+}
+
+/// Whether a path is one of the protocol's.
+pub(super) fn is_registry(path: &str) -> bool {
+    path == "/v2" || path.starts_with("/v2/")
 }
 
 /// A header's value from text of ours.
@@ -306,6 +336,8 @@ mod tests {
             ("/v2/a/blobs/uploads/x", "uploads"),
             ("/v2/a/manifests/1", "manifests"),
             ("/v2/a/referrers/x", "referrers"),
+            ("/token", "token"),
+            ("/.well-known/jwks.json", "keys"),
             ("/", "other"),
             ("", "other"),
             ("/favicon.ico", "other"),

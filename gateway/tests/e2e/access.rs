@@ -2,11 +2,11 @@
 
 use crate::{
     clients::loaded,
-    cluster::{Cluster, More},
+    cluster::{Cluster, More, shoal},
     image::Image,
     tools::{Docker, Podman, run},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::{fs, path::Path};
 
 /// bcrypt, cost 5: `secret` and `pw`.
@@ -40,7 +40,7 @@ pub(crate) fn named(scheme: &'static str) -> Result<Named> {
     fs::write(&names, HTPASSWD)?;
     let tls = if scheme == "https" { tls(dir.path())? } else { String::new() };
     let text = format!("{tls}[access]\nhtpasswd = {names:?}\n{RULES}");
-    let more = More { roles: &["proxy", "agent"], text: &text, scheme };
+    let more = More { texts: &[("proxy", &text), ("agent", &text)], scheme };
     let cluster = Cluster::start_with(dir.path(), 1, &more)?;
     Ok(Named { cluster, image, dir })
 }
@@ -51,6 +51,89 @@ fn tls(dir: &Path) -> Result<String> {
     fs::write(&certificate, made.cert.pem())?;
     fs::write(&key, made.signing_key.serialize_pem())?;
     Ok(format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}\n"))
+}
+
+/// A client's certificate and key in one folder, and the authority that signed it, which is itself.
+fn client_certificate(dir: &Path, name: &str) -> Result<()> {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = rcgen::CertifiedIssuer::self_signed(params.clone(), rcgen::KeyPair::generate()?)?;
+    let key = rcgen::KeyPair::generate()?;
+    params.is_ca = rcgen::IsCa::NoCa;
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("client.cert"), params.signed_by(&key, &authority)?.pem())?;
+    fs::write(dir.join("client.key"), key.serialize_pem())?;
+    fs::write(dir.join("clients.pem"), authority.pem())?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn tokens_of_the_proxy_open_agents_that_cannot_make_any() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let image = Image::make(&dir.path().join("image"), &[3 << 20, 1000], 23)?;
+    let names = dir.path().join("htpasswd");
+    fs::write(&names, HTPASSWD)?;
+    let text = format!("{}[access]\nhtpasswd = {names:?}\n{RULES}", tls(dir.path())?);
+    client_certificate(&dir.path().join("certs"), "host")?;
+    let text = text.replace("[access]", &format!("client_ca = {:?}\n[access]", at("certs/clients.pem")));
+    let by_certificate = "[[access.rules]]\nrepository = \"lib/.*\"\nusers = [\"cert:host\"]\nactions = [\"pull\"]\n";
+    let keys = run(&shoal().display().to_string(), &["token-key", "new", &at("key.pem")])?;
+    fs::write(dir.path().join("jwks.json"), keys)?;
+    let proxy = format!("{text}{by_certificate}[access.tokens]\nsigning_keys = {:?}\n", at("key.pem"));
+    // Agents have neither names and passwords nor a key to sign with.
+    let (head, rules) = text.split_once("[access]").context("no such section")?;
+    let rules = rules.lines().filter(|line| !line.starts_with("htpasswd")).collect::<Vec<_>>().join("\n");
+    let agent = format!(
+        "{head}[access]\n{rules}\n{by_certificate}[access.tokens]\ntrusted_keys = {:?}\nrealm = \"https://PROXY/token\"\n",
+        at("jwks.json")
+    );
+    let more = More { texts: &[("proxy", &proxy), ("agent", &agent)], scheme: "https" };
+    let cluster = Cluster::start_with(dir.path(), 1, &more)?;
+    let (proxy, agent) = (&cluster.proxy.addr, &cluster.agents[0].addr);
+
+    let push = |name: &str| {
+        let to = format!("docker://{proxy}/lib/app:1");
+        run("skopeo", &["copy", "-q", "--dest-tls-verify=false", "--dest-creds", name, &image.oci(), &to])
+    };
+    ensure!(push("bob:pw").is_err() && push("eve:pw").is_err() && push("ann:wrong").is_err(), "a stranger pushed");
+    push("ann:secret")?;
+    let pull = |args: &[&str], from: &str| {
+        let (from, to) = (format!("docker://{from}/lib/app:1"), format!("dir:{}", at("out")));
+        run("skopeo", &[&["copy", "-q", "--src-tls-verify=false"], args, &[&from, &to]].concat())
+    };
+    for from in [proxy, agent] {
+        pull(&["--src-creds", "bob:pw"], from)?;
+        pull(&["--src-no-creds", "--src-cert-dir", &at("certs")], from)?;
+        ensure!(pull(&["--src-no-creds"], from).is_err(), "somebody without a name pulled from {from}");
+        ensure!(
+            pull(&["--src-creds", "bob:wrong"], from).is_err(),
+            "somebody with a wrong password pulled from {from}"
+        );
+    }
+
+    // dockerd, by its own way: it logs in, pushes and pulls.
+    let engine = Docker::start(dir.path())?;
+    let own = at("docker");
+    let docker = |args: &[&str]| engine.run(&[&["--config", own.as_str()], args].concat());
+    let archive = at("image.tar");
+    run("skopeo", &["copy", "-q", &image.oci(), &format!("docker-archive:{archive}:lib/app:1")])?;
+    docker(&["load", "-qi", &archive])?;
+    ensure!(docker(&["login", "-u", "ann", "-p", "wrong", proxy]).is_err(), "docker logged in with a wrong password");
+    docker(&["login", "-u", "ann", "-p", "secret", proxy])?;
+    docker(&["tag", "lib/app:1", &format!("{proxy}/lib/docker:1")])?;
+    docker(&["push", "-q", &format!("{proxy}/lib/docker:1")])?;
+    for from in [proxy, agent] {
+        let tag = format!("{from}/lib/docker:1");
+        docker(&["login", "-u", "bob", "-p", "pw", from])?;
+        docker(&["pull", "-q", &tag])?;
+        docker(&["logout", from])?;
+        docker(&["image", "rm", "-f", &tag])?;
+        ensure!(docker(&["pull", "-q", &tag]).is_err(), "docker pulled from {from} after it logged out");
+    }
+    Ok(())
 }
 
 #[test]

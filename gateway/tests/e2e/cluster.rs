@@ -154,15 +154,15 @@ pub(crate) struct Cluster {
 
 /// What some roles have in their configurations besides.
 pub(crate) struct More<'a> {
-    pub(crate) roles: &'a [&'a str],
-    pub(crate) text: &'a str,
+    /// A role and its text, in which `PROXY` stands for the proxy's `host:port`.
+    pub(crate) texts: &'a [(&'a str, &'a str)],
     /// What their listeners speak with it.
     pub(crate) scheme: &'static str,
 }
 
 impl More<'_> {
-    fn of(&self, role: &str) -> &str {
-        if self.roles.contains(&role) { self.text } else { "" }
+    fn of(&self, role: &str) -> Option<&str> {
+        self.texts.iter().find(|(one, _)| *one == role).map(|(_, text)| *text)
     }
 }
 
@@ -182,7 +182,7 @@ pub(crate) struct Member {
 impl Cluster {
     /// Two origins, a tracker, an index, a proxy and `agents` agents.
     pub(crate) fn start(dir: &Path, agents: usize) -> Result<Self> {
-        Self::start_with(dir, agents, &More { roles: &[], text: "", scheme: "http" })
+        Self::start_with(dir, agents, &More { texts: &[], scheme: "http" })
     }
 
     /// The same, with more in some roles' configurations.
@@ -195,9 +195,10 @@ impl Cluster {
             "[cluster]\norigins = {origins:?}\ntrackers = [{tracker:?}]\nindexes = [{index:?}]\nreplicas = 2\n"
         );
         let backends = format!("[[backends]]\nstore = {{ kind = \"fs\", root = {root:?} }}\n");
+        let more_of = |role| more.of(role).unwrap_or_default().replace("PROXY", &proxy);
         let member = |role, name: &str, addr: &str, api: &str| Member {
             role,
-            scheme: if more.roles.contains(&role) { more.scheme } else { "http" },
+            scheme: if more.of(role).is_some() { more.scheme } else { "http" },
             name: name.to_owned(),
             addr: addr.to_owned(),
             api: api.to_owned(),
@@ -218,18 +219,18 @@ impl Cluster {
             let data = dir.join(&name).display().to_string();
             let text = format!(
                 "data_dir = {data:?}\n[listen]\napi = {addr:?}\n[peer]\nlisten = {peer:?}\n{own}{}{backends}",
-                more.of("origin")
+                more_of("origin")
             );
             std::fs::write(dir.join(format!("{name}.toml")), text)?;
             this.origins.push(member("origin", &name, addr, addr));
         }
         let data = dir.join("index").display().to_string();
-        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{}{backends}", more.of("index"));
+        let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{}{backends}", more_of("index"));
         std::fs::write(dir.join("index.toml"), text)?;
         std::fs::write(dir.join("tracker.toml"), format!("[listen]\napi = {tracker:?}\n{cluster}"))?;
         std::fs::write(
             dir.join("proxy.toml"),
-            format!("[listen]\nregistry = {proxy:?}\n{cluster}{}", more.of("proxy")),
+            format!("[listen]\nregistry = {proxy:?}\n{cluster}{}", more_of("proxy")),
         )?;
         for k in 0..agents {
             let name = format!("agent{k}");
@@ -237,7 +238,7 @@ impl Cluster {
             let data = dir.join(&name).display().to_string();
             let text = format!(
                 "data_dir = {data:?}\n[listen]\nregistry = {registry:?}\napi = {api:?}\n[peer]\nlisten = {peer:?}\n{cluster}{}",
-                more.of("agent")
+                more_of("agent")
             );
             std::fs::write(dir.join(format!("{name}.toml")), text)?;
             this.agents.push(member("agent", &name, &registry, &api));

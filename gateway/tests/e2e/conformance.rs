@@ -99,7 +99,7 @@ fn conformance_of_a_proxy_that_takes_sparse_manifests() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let lenient = "[index]\nsparse_indexes = true\ncheck_dependencies = false\n";
     let cluster =
-        Cluster::start_with(dir.path(), 0, &More { roles: &["proxy", "index"], text: lenient, scheme: "http" })?;
+        Cluster::start_with(dir.path(), 0, &More { texts: &[("proxy", lenient), ("index", lenient)], scheme: "http" })?;
     let sparse = [("OCI_DATA_SPARSE", "true"), ("OCI_FILTER_TEST", "OCI Conformance Test/sparse")];
     let counted = conform(&cluster.proxy.addr, &dir.path().join("results"), &sparse, &[])?;
     ensure!(counted.pass > 10 && counted.skip == 0, "{counted:?}");

@@ -34,7 +34,7 @@ pub(crate) fn mirrored(agents: usize) -> Result<Mirrored> {
     let there = dir.path().join("there");
     fs::create_dir(&there)?;
     let text = format!("[access]\nhtpasswd = {names:?}\n{RULES}");
-    let more = More { roles: &["proxy"], text: &text, scheme: "http" };
+    let more = More { texts: &[("proxy", &text)], scheme: "http" };
     let upstream = Cluster::start_with(&there, 0, &more)?;
     let to = format!("docker://{}/lib/app:1", upstream.proxy.addr);
     run(
@@ -58,7 +58,7 @@ pub(crate) fn mirrored(agents: usize) -> Result<Mirrored> {
          credentials = {{ kind = \"basic\", username = \"ann\", password_file = {password:?} }}\n",
         upstream.proxy.addr
     );
-    let more = More { roles: &["proxy", "agent", "index", "origin"], text: &text, scheme: "http" };
+    let more = More { texts: &["proxy", "agent", "index", "origin"].map(|role| (role, text.as_str())), scheme: "http" };
     let cluster = Cluster::start_with(&here, agents, &more)?;
     Ok(Mirrored { upstream, cluster, image, dir })
 }
