@@ -4,7 +4,7 @@ use crate::{
     clients::loaded,
     cluster::{Cluster, More, shoal},
     image::Image,
-    tools::{Docker, Podman, run},
+    tools::{Docker, Podman, refused, run},
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{fs, path::Path};
@@ -177,18 +177,15 @@ fn docker_podman_and_buildah_log_in() -> Result<()> {
     let id = loaded(&docker, &archive)?;
     let there = format!("{proxy}/lib/docker:1");
     docker.run(&["tag", "lib/app:1", &there])?;
-    ensure!(docker.run(&["push", "-q", &there]).is_err(), "docker pushed without a name");
-    ensure!(
-        docker.run(&["login", "-u", "ann", "-p", "wrong", proxy]).is_err(),
-        "docker logged in with a wrong password"
-    );
+    refused(docker.run(&["push", "-q", &there]), "a push by docker without a name")?;
+    refused(docker.run(&["login", "-u", "ann", "-p", "wrong", proxy]), "a login by docker with a wrong password")?;
     docker.run(&["login", "-u", "bob", "-p", "pw", proxy])?;
-    ensure!(docker.run(&["push", "-q", &there]).is_err(), "bob pushed");
+    refused(docker.run(&["push", "-q", &there]), "a push by bob")?;
     docker.run(&["login", "-u", "ann", "-p", "secret", proxy])?;
     docker.run(&["push", "-q", &there])?;
     docker.run(&["image", "prune", "-af"])?;
     let here = format!("{agent}/lib/docker:1");
-    ensure!(docker.run(&["pull", "-q", &here]).is_err(), "docker pulled from an agent where it had not logged in");
+    refused(docker.run(&["pull", "-q", &here]), "a pull by docker where it had not logged in")?;
     docker.run(&["login", "-u", "bob", "-p", "pw", agent])?;
     docker.run(&["pull", "-q", &here])?;
     ensure!(docker.run(&["image", "inspect", "-f", "{{.Id}}", &here])?.trim() == id, "docker pulled another image");
@@ -200,15 +197,15 @@ fn docker_podman_and_buildah_log_in() -> Result<()> {
     {
         let (there, here) = (format!("docker://{proxy}/lib/{name}:1"), format!("{agent}/lib/{name}:1"));
         let push = ["push", "-q", tls, &id, &there];
-        ensure!(client(&podman, &push).is_err(), "{name} pushed without a name");
+        refused(client(&podman, &push), &format!("a push by {name} without a name"))?;
         let wrong = ["login", tls, "-u", "ann", "-p", "wrong", proxy];
-        ensure!(client(&podman, &wrong).is_err(), "{name} logged in with a wrong password");
+        refused(client(&podman, &wrong), &format!("a login by {name} with a wrong password"))?;
         client(&podman, &["login", tls, "-u", "ann", "-p", "secret", proxy])?;
         client(&podman, &push)?;
         client(&podman, &["logout", proxy])?;
 
         let fresh = Podman::new(&dir.path().join(name));
-        ensure!(client(&fresh, &["pull", "-q", tls, &here]).is_err(), "{name} pulled without a name");
+        refused(client(&fresh, &["pull", "-q", tls, &here]), &format!("a pull by {name} without a name"))?;
         client(&fresh, &["login", tls, "-u", "bob", "-p", "pw", agent])?;
         let pulled = client(&fresh, &["pull", "-q", tls, &here])?;
         ensure!(id.ends_with(pulled.trim()), "{name} pulled {pulled} for {id}");

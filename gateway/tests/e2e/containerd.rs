@@ -7,7 +7,7 @@ use crate::{
     cut::Cutter,
     image::Image,
     mirror::{Mirrored, UPSTREAM, mirrored},
-    tools::{run, terminate, tool, wait_for},
+    tools::{refused, run, terminate, tool, wait_for},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -220,7 +220,7 @@ fn containerd_pushes_and_pulls_by_name() -> Result<()> {
     containerd.ctr(&["images", "list", "-q"])?;
     let push = |more: &[&str]| containerd.ctr(&[&["images", "push", "--plain-http"], more, &[&there]].concat());
     for stranger in [&[][..], &["-u", "bob:pw"], &["-u", "ann:wrong"]] {
-        ensure!(push(stranger).is_err(), "containerd pushed as {stranger:?}");
+        refused(push(stranger), &format!("a push as {stranger:?}"))?;
     }
     push(&["-u", "ann:secret"])?;
     drop(containerd);
@@ -230,7 +230,7 @@ fn containerd_pushes_and_pulls_by_name() -> Result<()> {
         let into = tempfile::tempdir()?;
         let containerd = Containerd::start(into.path(), fetch)?;
         for stranger in [&["--plain-http"][..], &["--plain-http", "-u", "bob:wrong"]] {
-            ensure!(containerd.pull(&here, stranger).is_err(), "containerd pulled as {stranger:?}");
+            refused(containerd.pull(&here, stranger), &format!("a pull as {stranger:?}"))?;
         }
         containerd.pull(&here, &["--plain-http", "-u", "bob:pw"])?;
         image.compare(&containerd.content())?;

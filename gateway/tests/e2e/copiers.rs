@@ -6,7 +6,7 @@ use crate::{
     cluster::Dev,
     cut::Cutter,
     image::Image,
-    tools::{run, run_with, tool},
+    tools::{refused, run, run_with, tool},
 };
 use anyhow::{Result, ensure};
 use std::{fs, path::Path};
@@ -25,7 +25,7 @@ fn copy_both_ways(
     let into = |name: &str| named.dir.path().join(format!("{repository}-{name}").replace('/', "-"));
     let to = format!("{}/{repository}:1", named.cluster.proxy.addr);
     for stranger in [None, Some("bob:pw"), Some("ann:wrong")] {
-        ensure!(push(&to, stranger).is_err(), "{stranger:?} pushed to {to}");
+        refused(push(&to, stranger), &format!("a push by {stranger:?}"))?;
     }
     push(&to, Some("ann:secret"))?;
     for (k, host) in [&named.cluster.agents[0].addr, &named.cluster.proxy.addr].into_iter().enumerate() {
@@ -34,7 +34,7 @@ fn copy_both_ways(
         named.image.compare(&into(&k.to_string()))?;
         // Also now that the agent has it all.
         for stranger in [None, Some("bob:wrong")] {
-            ensure!(pull(&from, stranger, &into("stranger")).is_err(), "{stranger:?} pulled from {from}");
+            refused(pull(&from, stranger, &into("stranger")), &format!("a pull by {stranger:?} from {from}"))?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::{
     access::{Named, named},
-    tools::{run_with, tool},
+    tools::{refused, run_with, tool},
 };
 use anyhow::{Result, ensure};
 use std::fs;
@@ -31,12 +31,12 @@ fn python_oras_pushes_and_pulls_by_name() -> Result<()> {
     for verb in ["push", "push-chunked"] {
         let there = format!("{}/lib/{verb}:1", cluster.proxy.addr);
         for (name, password) in [("bob", "pw"), ("ann", "wrong")] {
-            ensure!(oras(&[verb, &there, name, password, &file]).is_err(), "{name}:{password} made a {verb}");
+            refused(oras(&[verb, &there, name, password, &file]), &format!("a {verb} by {name}:{password}"))?;
         }
         oras(&[verb, &there, "ann", "secret", &file])?;
         let here = format!("{}/lib/{verb}:1", cluster.agents[0].addr);
         let out = into.display().to_string();
-        ensure!(oras(&["pull", &here, "bob", "wrong", &out]).is_err(), "bob pulled with a wrong password");
+        refused(oras(&["pull", &here, "bob", "wrong", &out]), "a pull with a wrong password")?;
         oras(&["pull", &here, "bob", "pw", &out])?;
         let pulled: Vec<_> = fs::read_dir(&into)?.collect::<Result<_, _>>()?;
         ensure!(pulled.len() == 1, "pulled {pulled:?}");
@@ -66,13 +66,13 @@ fn dxf_pushes_and_pulls_by_name() -> Result<()> {
     let (proxy, agent) = (&cluster.proxy.addr, &cluster.agents[0].addr);
     let (ann, bob) = (("ann", "secret"), ("bob", "pw"));
     for stranger in [bob, ("ann", "wrong")] {
-        ensure!(dxf(proxy, stranger, &["push-blob", "lib/dxf", &file]).is_err(), "{stranger:?} pushed");
+        refused(dxf(proxy, stranger, &["push-blob", "lib/dxf", &file]), &format!("a push by {stranger:?}"))?;
     }
     let said = dxf(proxy, ann, &["push-blob", "lib/dxf", &file, "@latest"])?;
     ensure!(said.contains(&digest), "dxf pushed {said} for {digest}");
     let listed = dxf(proxy, bob, &["list-aliases", "lib/dxf"])?;
     ensure!(listed.trim() == "latest", "listed {listed}");
-    ensure!(dxf(agent, ("bob", "wrong"), &["blob-size", "lib/dxf", "@latest"]).is_err(), "a wrong password was taken");
+    refused(dxf(agent, ("bob", "wrong"), &["blob-size", "lib/dxf", "@latest"]), "a wrong password")?;
     for (k, name) in [digest.as_str(), "@latest"].into_iter().enumerate() {
         let script = format!("\"$0\" pull-blob lib/dxf {name} > \"$1\"");
         let out = dir.path().join(k.to_string()).display().to_string();

@@ -1,6 +1,6 @@
 //! Programs the tests run: the clients of real users.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -34,6 +34,25 @@ pub(crate) fn tool(name: &str) -> Result<String> {
     let path = PathBuf::from(folder).join(name);
     ensure!(path.exists(), "no {}: run ci/test", path.display());
     Ok(path.display().to_string())
+}
+
+/// An error unless a client failed because of who it said it was.
+pub(crate) fn refused<T>(outcome: Result<T>, what: &str) -> Result<()> {
+    let Err(error) = outcome else { bail!("{what} was not refused") };
+    let said = format!("{error:#}").to_lowercase();
+    // In the words of all these clients, some of which find by themselves that they have no name to give.
+    let known = [
+        "401",
+        "403",
+        "unauthorized",
+        "denied",
+        "no basic auth",
+        "credential not found",
+        "authentication required",
+        "invalid username",
+    ];
+    ensure!(known.iter().any(|word| said.contains(word)), "{what} failed, but was not refused: {said}");
+    Ok(())
 }
 
 /// Asks `done` again and again until it says yes; an error after `limit`.
