@@ -4,6 +4,8 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
 mod process;
+mod registry;
+mod rows;
 mod saturate;
 mod sim;
 mod swarm;
@@ -28,6 +30,8 @@ enum Command {
     Saturate(saturate::Args),
     /// Run a real swarm behind shaped links, beside the same in the simulator.
     Swarm(swarm::Args),
+    /// Push to and pull from a cluster, beside docker-registry, nginx and plain writes.
+    Registry(registry::Args),
     /// Load a tracker with the announces of many hosts.
     Tracker(tracker::Args),
     #[command(hide = true)]
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => sim::run(&args),
         Command::Saturate(args) => saturate::run(&args),
         Command::Swarm(args) => swarm::run(&args),
+        Command::Registry(args) => registry::run(&args),
         Command::Tracker(args) => tracker::run(&args),
         Command::Role(args) => saturate::role(&args),
         Command::Inside(args) => swarm::inside(&args),

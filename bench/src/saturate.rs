@@ -5,9 +5,9 @@
 
 mod child;
 mod client;
-mod compare;
+pub(crate) mod compare;
 mod node;
-mod programs;
+pub(crate) mod programs;
 mod raw;
 mod table;
 

@@ -92,7 +92,8 @@ impl Warm {
         Self { path, len }
     }
 
-    fn gather(&self) -> Result<()> {
+    /// Before the run: takes the memory.
+    pub(crate) fn gather(&self) -> Result<()> {
         const STEP: usize = 1 << 20;
         let mut file = File::create(&self.path)?;
         let chunk = vec![1; STEP];

@@ -24,17 +24,17 @@ const READY: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A program in the background, ended with its owner.
-struct Program(Child);
+pub(crate) struct Program(Child);
 
 impl Program {
-    fn start(command: &mut Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::create(log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         Ok(Self(command.spawn().with_context(|| format!("start {:?}", command.get_program()))?))
     }
 
     /// CPU seconds so far.
-    fn cpu_s(&self) -> Result<f64> {
+    pub(crate) fn cpu_s(&self) -> Result<f64> {
         process::cpu_s(self.0.id())
     }
 }
@@ -46,7 +46,7 @@ impl Drop for Program {
     }
 }
 
-fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
+pub(crate) fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
     let held: Vec<TcpListener> =
         (0..N).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
     let mut ports = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
@@ -56,7 +56,7 @@ fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
     Ok(ports)
 }
 
-fn await_listener(addr: SocketAddr, log: &Path) -> Result<()> {
+pub(crate) fn await_listener(addr: SocketAddr, log: &Path) -> Result<()> {
     let start = Instant::now();
     while TcpStream::connect(addr).is_err() {
         if start.elapsed() > READY {
@@ -278,19 +278,26 @@ impl SystemCalls {
     }
 }
 
+fn installed(dirs: &[&str], name: &str) -> Option<PathBuf> {
+    dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
+}
+
 /// nginx serving one directory.
 pub(crate) struct Nginx {
-    _program: Program,
+    program: Program,
     addr: SocketAddr,
 }
 
 impl Nginx {
-    /// Where Debian puts it; none where it is not installed, or curl is not.
+    /// Where Debian puts it; none where it is not installed.
     pub(crate) fn binary() -> Option<PathBuf> {
-        let there =
-            |dirs: &[&str], name: &str| dirs.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
-        there(&["/usr/bin", "/bin"], "curl")?;
-        there(&["/usr/sbin", "/usr/bin", "/usr/local/sbin"], "nginx")
+        installed(&["/usr/sbin", "/usr/bin", "/usr/local/sbin"], "nginx")
+    }
+
+    /// The same, none where curl is not installed.
+    pub(crate) fn beside_curl() -> Option<PathBuf> {
+        installed(&["/usr/bin", "/bin"], "curl")?;
+        Self::binary()
     }
 
     /// Serves `root`, as the distribution's own settings would: one worker, sendfile.
@@ -310,7 +317,17 @@ impl Nginx {
         )?;
         let program = Program::start(Command::new(binary).arg("-c").arg(&config), &log)?;
         await_listener(addr, &log)?;
-        Ok(Self { _program: program, addr })
+        Ok(Self { program, addr })
+    }
+
+    /// Where it answers.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// CPU seconds so far.
+    pub(crate) fn cpu_s(&self) -> Result<f64> {
+        self.program.cpu_s()
     }
 
     /// curl gets a file into another, sha256sum reads it.

@@ -7,7 +7,8 @@ use super::{
     node::{Seeder, forget_pages},
     programs::{Cluster, Nginx, SystemCalls, Watch},
 };
-use anyhow::{Context, Result};
+use crate::rows::{self, Row};
+use anyhow::Result;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -82,21 +83,6 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
-/// A line of the table.
-#[derive(serde::Serialize)]
-struct Row {
-    case: String,
-    ours: f64,
-    against: f64,
-    ratio: f64,
-    #[serde(skip)]
-    unit: &'static str,
-    #[serde(skip)]
-    target: &'static str,
-    #[serde(skip)]
-    note: String,
-}
-
 /// Runs the cases and prints their table.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = args.dir.join(format!("shoal-saturate-{}", std::process::id()));
@@ -107,14 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     });
     fs::remove_dir_all(&dir)?;
     let rows = table?;
-    println!("\n{:<20} {:>8} {:>8} {:>7}  {:<9} {:<9} note", "case", "ours", "against", "ratio", "target", "unit");
-    for Row { case, ours, against, ratio, unit, target, note } in &rows {
-        println!("{case:<20} {ours:>8.3} {against:>8.3} {ratio:>7.3}  {target:<9} {unit:<9} {note}");
-    }
-    if let Some(path) = &args.json {
-        fs::write(path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    rows::show(&rows, args.json.as_deref())
 }
 
 struct Table<'a> {
@@ -333,7 +312,7 @@ impl<'a> Table<'a> {
     }
 
     fn agent_to_agent(&mut self) -> Result<()> {
-        let Some(binary) = Nginx::binary() else {
+        let Some(binary) = Nginx::beside_curl() else {
             println!("agent-to-agent   left out: nginx or curl is not installed");
             return Ok(());
         };
