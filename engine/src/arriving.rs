@@ -22,6 +22,8 @@ pub(crate) struct Arriving {
     /// Whether the whole blob is read, so that its last piece waits for all others.
     whole: bool,
     patience: Duration,
+    /// Whether nobody but the kernel looks at the bytes.
+    unseen: bool,
 }
 
 impl Arriving {
@@ -34,11 +36,15 @@ impl Arriving {
     ) -> Self {
         let Reading { id, blob, kept } = reading;
         let whole = range == (0..blob.layout().length());
-        Self { shards, workers, blob, id, kept, _alive: alive, rest: range, whole, patience: PATIENCE }
+        Self { shards, workers, blob, id, kept, _alive: alive, rest: range, whole, patience: PATIENCE, unseen: false }
     }
 
     pub(crate) fn patience(&mut self, wait: Duration) {
         self.patience = wait;
+    }
+
+    pub(crate) fn unseen(&mut self) {
+        self.unseen = true;
     }
 
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
@@ -66,10 +72,13 @@ impl Arriving {
                 let within = |offset: u64| usize::try_from(offset - bounds.start).unwrap_or(usize::MAX);
                 bytes.slice(within(range.start)..within(range.end))
             }
-            None => {
-                let range = read::step(range, self.workers.is_scarce());
-                read::part(&self.workers, &self.blob, range).await?
-            }
+            None => match self.unseen.then(|| read::mapped(&self.blob, range.clone())).flatten() {
+                Some(bytes) => bytes,
+                None => {
+                    let range = read::step(range, self.workers.is_scarce());
+                    read::part(&self.workers, &self.blob, range).await?
+                }
+            },
         };
         self.rest.start += bytes.len() as u64;
         Ok(bytes)

@@ -73,6 +73,10 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Gives back what was set aside beyond its first `len` bytes, which must be its length.
     fn trim(&self, len: u64) -> io::Result<()>;
 
+    /// Has the disk begin to take the bytes of a range that was written, so that a sync later finds little left to do. Promises
+    /// nothing, and waits for no byte to get there.
+    fn begin_sync(&self, _range: Range<u64>) {}
+
     /// Makes its bytes and length durable. After a failure what is on disk is unknown, and asking again may wrongly succeed:
     /// the file must be given up.
     fn sync(&self) -> io::Result<()>;
@@ -168,6 +172,7 @@ mod tests {
         assert_eq!(kind(disk.create("a/x", Space::None).map(drop)), io::ErrorKind::AlreadyExists);
         assert_eq!(file.len().unwrap(), 10_000);
         file.write_at(4_000, b"hello").unwrap();
+        file.begin_sync(4_000..4_005);
         let mut buf = [9; 7];
         file.read_at(3_999, &mut buf).unwrap();
         assert_eq!(&buf, b"\0hello\0");

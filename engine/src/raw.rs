@@ -1,5 +1,6 @@
 //! The only unsafe code of the system. Each block is one operation whose callee's conditions are named beside it.
 mod buf;
+pub(crate) mod file;
 mod map;
 pub(crate) mod net;
 pub(crate) mod ring;

@@ -1,6 +1,7 @@
 //! Reading a whole blob in order: pieces from the disk through pooled buffers, the next one on its way while one is used.
 //!
-//! Not from the mapping: the bytes go to code that looks at them, and a load from a mapping whose disk fails ends the process.
+//! Not from the mapping where the bytes go to code that looks at them: a load from a mapping whose disk fails ends the process. A
+//! reader who passes them to a socket says so, and then what is in memory is neither copied nor read again.
 
 use crate::{
     handle::Error,
@@ -31,15 +32,28 @@ pub(crate) struct Whole {
     /// What no read was started for.
     rest: Range<u64>,
     ahead: VecDeque<oneshot::Receiver<Result<Bytes, ReadError>>>,
+    /// Whether nobody but the kernel looks at the bytes.
+    unseen: bool,
 }
 
 impl Whole {
     /// A reader of `range`, which is within the blob.
     pub(crate) fn new(workers: Arc<Workers>, blob: Arc<Blob>, range: Range<u64>) -> Self {
-        Self { workers, blob, rest: range, ahead: VecDeque::new() }
+        Self { workers, blob, rest: range, ahead: VecDeque::new(), unseen: false }
+    }
+
+    pub(crate) fn unseen(&mut self) {
+        self.unseen = true;
     }
 
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        if self.unseen && self.ahead.is_empty() && !self.rest.is_empty() {
+            let range = self.piece();
+            if let Some(bytes) = mapped(&self.blob, range.clone()) {
+                self.rest.start = range.end;
+                return Some(Ok(bytes));
+            }
+        }
         loop {
             let scarce = self.workers.is_scarce();
             if self.ahead.len() >= if scarce { 1 } else { AHEAD } || self.rest.is_empty() {
@@ -62,10 +76,15 @@ impl Whole {
         Some(bytes)
     }
 
-    fn start(&mut self, scarce: bool) -> Result<oneshot::Receiver<Result<Bytes, ReadError>>, Error> {
+    /// What is left of the next piece.
+    fn piece(&self) -> Range<u64> {
         let geometry = self.blob.layout().geometry();
         let piece_end = geometry.piece_at(self.rest.start).map_or(self.rest.end, |piece| geometry.range(piece).end);
-        let range = step(self.rest.start..self.rest.end.min(piece_end), scarce);
+        self.rest.start..self.rest.end.min(piece_end)
+    }
+
+    fn start(&mut self, scarce: bool) -> Result<oneshot::Receiver<Result<Bytes, ReadError>>, Error> {
+        let range = step(self.piece(), scarce);
         let blob = Arc::clone(&self.blob);
         let part = range.clone();
         let read = self.workers.start_call(Lane::Disk, move |store| store.read_or_allocate(&blob, part))?;
@@ -80,6 +99,11 @@ fn error(digest: Digest, e: ReadError) -> Error {
         ReadError::Busy => Error::Busy("buffer pool"),
         ReadError::Range | ReadError::Absent(_) => Error::NotFound(digest),
     }
+}
+
+/// A checked range that is in memory, for the kernel alone to look at.
+pub(crate) fn mapped(blob: &Blob, range: Range<u64>) -> Option<Bytes> {
+    if blob.resident(range.clone()) { blob.slice(range) } else { None }
 }
 
 /// Bytes within one piece of a blob that is partly here.

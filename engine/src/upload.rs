@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 /// Bytes hashed and written at once.
 pub(crate) const CHUNK_LEN: usize = 1 << 20;
+/// Bytes written before the disk is told to begin with them.
+const SYNC_STEP: u64 = 8 << 20;
 /// Chunks of one upload that wait or are worked on, before its writer has to wait.
 const CHUNKS_AHEAD: usize = 2;
 
@@ -64,6 +66,10 @@ struct State {
     incoming: Option<Incoming>,
     /// The first failure; nothing is written after it.
     failed: Option<Error>,
+    /// Bytes that the disk was told to begin with.
+    begun: u64,
+    /// Whether a worker is telling it.
+    beginning: bool,
 }
 
 enum Step {
@@ -85,7 +91,14 @@ impl Step {
 impl Writer {
     pub(crate) fn new(uploads: Arc<Uploads>, incoming: Incoming) -> Self {
         let (id, len) = (incoming.id(), incoming.len());
-        let state = State { steps: VecDeque::new(), running: false, incoming: Some(incoming), failed: None };
+        let state = State {
+            steps: VecDeque::new(),
+            running: false,
+            incoming: Some(incoming),
+            failed: None,
+            begun: len,
+            beginning: false,
+        };
         let line = Arc::new(Line { uploads, state: Mutex::new(state), moved: Notify::new() });
         Self { line, id, len, gathered: None, closed: false }
     }
@@ -207,6 +220,20 @@ impl Line {
         }
     }
 
+    /// Has the disk take what was written while the next bytes come, so that the sync at the commit is short. Nobody waits for it,
+    /// and one at a time is told: a disk that does not keep up is not told more.
+    fn begin_sync(self: &Arc<Self>, state: &mut State, incoming: &Incoming) {
+        let (line, begin) = (Arc::clone(self), incoming.begin_sync(state.begun));
+        let told = self.uploads.workers.start_call(Lane::Disk, move |_| {
+            begin();
+            line.state().beginning = false;
+        });
+        if told.is_ok() {
+            state.begun = incoming.len();
+            state.beginning = true;
+        }
+    }
+
     fn turn(self: &Arc<Self>, lane: Lane, store: &Store) {
         let _unwinding = Unwinding(self);
         loop {
@@ -233,10 +260,12 @@ impl Line {
                 Step::Write(bytes) => {
                     let written = if broken { Ok(()) } else { store.append_upload(&mut incoming, &bytes) };
                     let mut state = self.state();
-                    state.incoming = Some(incoming);
                     if let Err(e) = written {
                         state.failed = Some(e.into());
+                    } else if !state.beginning && incoming.len() - state.begun >= SYNC_STEP {
+                        self.begin_sync(&mut state, &incoming);
                     }
+                    state.incoming = Some(incoming);
                 }
                 Step::Park => {
                     store.park_upload(incoming);

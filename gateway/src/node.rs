@@ -212,7 +212,8 @@ impl Node {
             let cluster = self.origins(&config.origins, config.replicas.get(), CALLING)?;
             sources.push(Arc::new(client::Origins::of(cluster, Duration::ZERO)));
         }
-        let downloads = agent::Downloads::new(engine.clone(), trackers.clone(), config.download, sources);
+        let downloads =
+            agent::Downloads::new(engine.clone(), trackers.clone(), config.download, sources).plain(self.tls.is_none());
         let content = agent::registry::Store::new(downloads.clone(), self.tags(&index));
         let names = Names::new(&config.common.upstreams, &config.common.mirror);
         let rules = registry::Rules { names, ..registry::Rules::default() };
@@ -252,6 +253,7 @@ impl Node {
             origins: config.origins,
             replicas: config.replicas.get(),
             zone: config.zone,
+            plain: self.tls.is_none(),
         };
         let service = origin::Service::start(
             config.origin,

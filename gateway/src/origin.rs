@@ -14,6 +14,7 @@ mod holds;
 mod refresh;
 mod replicas;
 mod route;
+mod twins;
 mod uploads;
 mod write_back;
 
@@ -47,6 +48,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Semaphore, watch};
+use twins::Twins;
 use uploads::Writers;
 
 pub use route::class;
@@ -150,6 +152,8 @@ pub struct Place {
     pub replicas: usize,
     /// Its network zone.
     pub zone: String,
+    /// Whether its API is plain HTTP, so that what it sends reaches the kernel as it is.
+    pub plain: bool,
 }
 
 /// Why an origin does not start.
@@ -176,9 +180,11 @@ struct Shared {
     cluster: Arc<Cluster>,
     me: Member,
     zone: String,
+    plain: bool,
     holds: Holds,
     figures: Figures,
     writers: Writers,
+    twins: Twins,
     /// Digests being committed.
     committing: Mutex<HashMap<Digest, usize>>,
     /// Digests being taken away.
@@ -214,8 +220,10 @@ impl Service {
             cluster: Arc::new(cluster),
             me,
             zone: place.zone,
+            plain: place.plain,
             figures: Figures::default(),
             writers: Writers::default(),
+            twins: Twins::default(),
             committing: Mutex::default(),
             marks: Marks::default(),
             lookups: Arc::default(),

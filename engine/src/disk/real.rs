@@ -1,7 +1,10 @@
 //! A directory of the machine's file system.
 
 use super::{DIRECT_ALIGN, Disk, File, Listed, Mapping, Meta, Space};
-use crate::{handle::SendPath, raw::Map};
+use crate::{
+    handle::SendPath,
+    raw::{self, Map},
+};
 use bytes::Bytes;
 use rustix::{
     fd::OwnedFd,
@@ -211,6 +214,13 @@ impl File for Open {
 
     fn trim(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    fn begin_sync(&self, range: Range<u64>) {
+        // Where it fails, the sync that follows has all of it to do, and to tell.
+        if let Err(error) = raw::file::begin_writeback(self.file.as_fd(), range) {
+            tracing::trace!(%error, "begin to write a file back");
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

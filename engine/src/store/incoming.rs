@@ -28,9 +28,21 @@ impl Incoming {
         self.id
     }
 
+    /// What it is hashed by as it comes.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// Bytes written.
     pub fn len(&self) -> u64 {
         self.builder.len()
+    }
+
+    /// Has the disk begin to take what was written from `start` on (see [`File::begin_sync`]); to be called on a thread that may
+    /// wait for the disk.
+    pub(crate) fn begin_sync(&self, start: u64) -> impl FnOnce() + Send + use<> {
+        let (file, range) = (Arc::clone(&self.file), start..self.len());
+        move || file.begin_sync(range)
     }
 
     /// Whether nothing was written.

@@ -93,7 +93,7 @@ impl Api {
         let length = layout.length();
         let part = wanted(request, length)?;
         let range = part.clone().unwrap_or(0..length);
-        let reader = self.downloads.open(namespace, layout, range.clone()).await?;
+        let reader = self.downloads.send(namespace, layout, range.clone()).await?;
         let mut response = Response::new(body(reader));
         describe(&mut response, digest);
         response.headers_mut().insert(header::CONTENT_LENGTH, (range.end - range.start).into());

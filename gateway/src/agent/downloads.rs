@@ -76,6 +76,8 @@ type Lookups = HashMap<Key, WeakShared<Found>>;
 #[derive(Clone)]
 pub struct Downloads {
     inner: Arc<Inner>,
+    /// Whether bodies reach the kernel as they are.
+    plain: bool,
 }
 
 struct Inner {
@@ -97,7 +99,12 @@ impl Downloads {
     pub fn new(engine: Handle, tracker: client::Tracker, waits: DownloadWaits, sources: Vec<Arc<dyn Source>>) -> Self {
         let fallback = Fallback::new(engine.clone(), sources, waits.fallback);
         let inner = Inner { engine, tracker, waits, fallback, lookups: Mutex::default(), asked: Family::default() };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), plain: false }
+    }
+
+    /// Whether what it opens is sent as it is, over plain HTTP, and not encrypted by us on the way.
+    pub fn plain(self, plain: bool) -> Self {
+        Self { plain, ..self }
     }
 
     /// Adds its figures to a role's.
@@ -145,7 +152,17 @@ impl Downloads {
         Ok(())
     }
 
-    /// Opens a range of a blob for a client that waits. What is not here of it is downloaded.
+    /// Opens a range of a blob for a client that waits: the bytes go into the body of an answer and nowhere else. What is not here of it
+    /// is downloaded.
+    pub async fn send(&self, namespace: &Namespace, layout: Arc<Layout>, range: Range<u64>) -> Result<Reading, Error> {
+        let mut reading = self.open(namespace, layout, range).await?;
+        if self.plain {
+            reading.reader.unseen();
+        }
+        Ok(reading)
+    }
+
+    /// The same for bytes that are looked at here.
     pub async fn open(&self, namespace: &Namespace, layout: Arc<Layout>, range: Range<u64>) -> Result<Reading, Error> {
         let mut reader = self.inner.engine.open(namespace.clone(), layout.clone(), range.clone()).await?;
         reader.patience(self.inner.waits.piece);

@@ -34,8 +34,16 @@ impl Content for Store {
             None => 0..total,
             Some(spec) => spec.resolve(total).ok_or(Failure::Range(total))?,
         };
-        let reader = self.downloads.open(repository.namespace(), layout, range.clone()).await.map_err(failure)?;
+        let reader = self.downloads.send(repository.namespace(), layout, range.clone()).await.map_err(failure)?;
         Ok(Part { total, range, bytes: downloads::body(reader) })
+    }
+
+    async fn inspect(&self, repository: &Repository, digest: &Digest) -> Result<Part, Failure> {
+        self.tags.admits(repository, digest).await?;
+        let layout = self.downloads.find(repository.namespace(), digest).await.map_err(failure)?;
+        let range = 0..layout.length();
+        let reader = self.downloads.open(repository.namespace(), layout, range.clone()).await.map_err(failure)?;
+        Ok(Part { total: range.end, range, bytes: downloads::body(reader) })
     }
 
     async fn resolve(&self, repository: &Repository, tag: &Tag) -> Result<Digest, Failure> {

@@ -353,6 +353,22 @@ impl Origin {
         self.json(answer).await
     }
 
+    /// Opens a copy of an upload that another origin receives; its id.
+    pub async fn start_twin(&self, algorithm: Algorithm) -> Result<String, Error> {
+        let path = format!("/internal/uploads?algorithm={}", algorithm.name());
+        let answer = self.call(Method::POST, &path, &[], http::empty(), ANSWER_TIMEOUT).await?;
+        let status: UploadStatus = self.json(answer).await?;
+        Ok(status.id)
+    }
+
+    /// Adds bytes to such a copy at `offset`; the size it then has.
+    pub async fn append_twin(&self, id: &str, offset: u64, body: Body) -> Result<u64, Error> {
+        let path = format!("/internal/uploads/{}", encode_segment(id));
+        let answer = self.send_bytes(&path, Some(offset), None, body).await.map_err(upload_unknown)?;
+        let status: UploadStatus = self.json(answer).await?;
+        Ok(status.size)
+    }
+
     /// Bytes an upload has.
     pub async fn status(&self, namespace: &Namespace, id: &str) -> Result<UploadStatus, Error> {
         let path = upload_path(namespace, id);

@@ -81,7 +81,10 @@ impl Shared {
             return Ok(response);
         };
         let bytes = range.clone().unwrap_or(0..total);
-        let reader = self.engine.read(digest, bytes.clone()).await.map_err(refusal)?;
+        let mut reader = self.engine.read(digest, bytes.clone()).await.map_err(refusal)?;
+        if self.plain {
+            reader.unseen();
+        }
         let mut response = Response::new(http::stream(bytes_of(reader)));
         let headers = response.headers_mut();
         describe(headers, digest, bytes.end - bytes.start);

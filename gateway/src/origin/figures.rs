@@ -15,6 +15,7 @@ pub(super) struct Figures {
     pub(super) refresh_bytes: Counter,
     pub(super) replications: Family<Outcome, Counter>,
     pub(super) replication_bytes: Counter,
+    pub(super) twins: Family<Outcome, Counter>,
     pub(super) repairs: Counter,
     pub(super) write_backs: Family<Outcome, Counter>,
     pub(super) write_back_bytes: Counter,
@@ -57,6 +58,7 @@ impl Figures {
         registry.register("refresh_bytes", "Bytes of those blobs", self.refresh_bytes.clone());
         registry.register("replications", "Blobs sent to other origins, by outcome", self.replications.clone());
         registry.register("replication_bytes", "Bytes sent to other origins", self.replication_bytes.clone());
+        registry.register("twins", "Copies written while an upload arrived, by outcome", self.twins.clone());
         registry.register("repairs", "Missing replicas found and restored", self.repairs.clone());
         registry.register("write_backs", "Blobs taken to their backend, by outcome", self.write_backs.clone());
         registry.register("write_back_bytes", "Bytes written to backends", self.write_back_bytes.clone());

@@ -100,8 +100,7 @@ impl Shared {
             let lacking = owners.iter().enumerate().filter(|(_, owner)| !holders.contains(owner)).take(room);
             let pushes = lacking.map(|(rank, owner)| async move {
                 // A backup for the case that we never come back: each one later, and the first that wakes does it for all.
-                let turn = u32::try_from(rank + 1).unwrap_or(u32::MAX);
-                let delay = self.config.write_back.replica_delay.get().saturating_mul(turn).min(retry::DELAY_MAX);
+                let delay = self.replica_delay(rank);
                 (*owner, self.push(digest, *owner, Some((namespace.clone(), delay))).await)
             });
             let pushed = join_all(pushes).await;
@@ -120,6 +119,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// How long the owner of a rank waits before it writes a blob back by itself.
+    pub(super) fn replica_delay(&self, rank: usize) -> Duration {
+        let turn = u32::try_from(rank + 1).unwrap_or(u32::MAX);
+        self.config.write_back.replica_delay.get().saturating_mul(turn).min(retry::DELAY_MAX)
     }
 
     /// Sends a blob to another origin, unless that has it. Pushes of one blob to one origin are one.

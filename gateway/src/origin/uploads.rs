@@ -8,6 +8,7 @@ use super::{
     figures::{self, Figures},
     holds::WRITE_BACK,
     refusal,
+    twins::Tee,
     write_back::{HELD, INTENT, INTENT_DELAY},
 };
 use crate::{
@@ -18,6 +19,7 @@ use engine::handle::{Error, Stat, Upload};
 use http_body_util::BodyExt;
 use hyper::{
     StatusCode,
+    body::Body as _,
     header::{self, HeaderValue},
 };
 use peer_proto::{Algorithm, Digest, Layout, Namespace};
@@ -48,6 +50,14 @@ const DUPLICATE_LEN_MAX: usize = 4 << 10;
 pub(super) enum By {
     Kraken,
     Us,
+    /// Ours, from an origin that receives the same upload.
+    Twin,
+}
+
+impl By {
+    fn is_ours(self) -> bool {
+        self != Self::Kraken
+    }
 }
 
 /// Uploads that are being written.
@@ -150,11 +160,7 @@ struct Duplicate {
 impl Shared {
     /// `POST /namespace/{ns}/uploads[?algorithm=][&size=]`: 201, `Location`, and the session as JSON.
     pub(super) async fn start(&self, request: &Request, namespace: &Namespace) -> Result<Response, http::Error> {
-        let algorithm = match http::query(request.uri(), "algorithm").as_deref() {
-            None | Some("sha256") => Algorithm::Sha256,
-            Some("sha512") => Algorithm::Sha512,
-            Some(_) => return Err(http::Error::bad_request("algorithm is neither sha256 nor sha512")),
-        };
+        let algorithm = algorithm(request)?;
         let upload = self.engine.upload(algorithm, size(request)?).await.map_err(refusal)?;
         let status = UploadStatus { id: upload.id().to_owned(), size: 0 };
         let mut response = http::json(StatusCode::CREATED, &status);
@@ -163,6 +169,12 @@ impl Shared {
             response.headers_mut().insert(header::LOCATION, path);
         }
         Ok(response)
+    }
+
+    /// `POST /internal/uploads[?algorithm=]`, of an origin that passes on what it receives: 201, and the session as JSON.
+    pub(super) async fn start_twin(&self, request: &Request) -> Result<Response, http::Error> {
+        let upload = self.engine.upload(algorithm(request)?, None).await.map_err(refusal)?;
+        Ok(http::json(StatusCode::CREATED, &UploadStatus { id: upload.id().to_owned(), size: 0 }))
     }
 
     /// `POST /namespace/{ns}/blobs/{digest}/uploads`, with a namespace, and `/internal/blobs/{digest}/uploads`: 200 and the bare
@@ -224,6 +236,7 @@ impl Shared {
     /// `DELETE /namespace/{ns}/uploads/{id}`: 204.
     pub(super) async fn cancel(&self, id: &str) -> Result<Response, http::Error> {
         self.take(id, true).await?.abort().await.map_err(refusal)?;
+        self.twins.forget(id);
         Ok(http::status(StatusCode::NO_CONTENT))
     }
 
@@ -233,7 +246,7 @@ impl Shared {
         let expects = request.headers().contains_key(header::EXPECT);
         let place = request.headers().get(header::CONTENT_RANGE).map(|value| value.to_str());
         let place = match place {
-            None if by == By::Us => Some(Place::default()),
+            None if by.is_ours() => Some(Place::default()),
             Some(Ok(text)) => place_of(text, by),
             _ => None,
         };
@@ -243,7 +256,7 @@ impl Shared {
             None => Err(http::Error::bad_request("Content-Range is not start-end").into()),
         };
         let (mut response, size) = match outcome {
-            Ok(size) if by == By::Us => {
+            Ok(size) if by.is_ours() => {
                 (http::json(StatusCode::OK, &UploadStatus { id: id.to_owned(), size }), Some(size))
             }
             Ok(size) => (http::status(StatusCode::OK), Some(size)),
@@ -262,7 +275,29 @@ impl Shared {
 
     async fn receive(&self, id: &str, place: Place, by: By, body: &mut Arriving) -> Result<u64, Broken> {
         let mut writer = self.writers.enter(self.take(id, true).await?);
-        let Writer { upload: Some(upload), leave, size: told, .. } = &mut writer else {
+        let mut tee = match (&writer.upload, by) {
+            (Some(upload), By::Us) => {
+                self.tee(id, upload.algorithm(), upload.len(), body.size_hint().exact()).await
+            }
+            _ => Tee::default(),
+        };
+        let received = self.receive_into(&mut writer, &mut tee, place, by, body).await;
+        // Before the upload is let go, so that whoever goes on with it finds them.
+        if let Some(upload) = &writer.upload {
+            self.keep_twins(id, tee, upload.len()).await;
+        }
+        received
+    }
+
+    async fn receive_into(
+        &self,
+        writer: &mut Writer<'_>,
+        tee: &mut Tee,
+        place: Place,
+        by: By,
+        body: &mut Arriving,
+    ) -> Result<u64, Broken> {
+        let Writer { upload: Some(upload), leave, size: told, .. } = &mut *writer else {
             return Err(http::Error::internal("upload was let go").into());
         };
         let has = upload.len();
@@ -274,7 +309,7 @@ impl Shared {
         let broken = |status, message, size| Broken { sending: false, ..refused(status, message, size) };
         if let Some(start) = place.start.filter(|start| *start != has) {
             let status = match by {
-                By::Us => StatusCode::RANGE_NOT_SATISFIABLE,
+                By::Us | By::Twin => StatusCode::RANGE_NOT_SATISFIABLE,
                 By::Kraken => StatusCode::BAD_REQUEST,
             };
             return Err(refused(status, format!("bytes begin at {start}, the upload has {has}"), has));
@@ -305,6 +340,7 @@ impl Shared {
                 return Err(refused(StatusCode::BAD_REQUEST, "body is longer than its Content-Range".into(), at));
             }
             self.figures.upload_bytes.inc_by(bytes.len() as u64);
+            tee.pass(&bytes, &self.figures).await;
             if let Err(error) = upload.write(at, bytes).await {
                 if matches!(error, Error::NoSpace(_))
                     && let Some(upload) = writer.upload.take()
@@ -412,7 +448,15 @@ impl Shared {
                 self.hold(digest, &intent).await.map_err(Closing::Refused)?;
             }
         }
-        let layout = upload.commit(digest).await.map_err(|error| match error {
+        // At once: a twin that is durable while this one fails is a blob that nobody refers to, as after a crash in between.
+        let (id, len) = (upload.id().to_owned(), upload.len());
+        let twins = async {
+            if let Goal::Push(namespace) = goal {
+                self.close_twins(&id, len, namespace, digest).await;
+            }
+        };
+        let (committed, ()) = tokio::join!(upload.commit(digest), twins);
+        let layout = committed.map_err(|error| match error {
             Error::Mismatch { .. } => Closing::Mismatch(error.to_string()),
             error => Closing::Refused(refusal(error)),
         })?;
@@ -460,7 +504,15 @@ enum Closing {
 }
 
 fn place_of(text: &str, by: By) -> Option<Place> {
-    place(Some(text)).filter(|place| by == By::Us || place.end.is_some())
+    place(Some(text)).filter(|place| by.is_ours() || place.end.is_some())
+}
+
+fn algorithm(request: &Request) -> Result<Algorithm, http::Error> {
+    match http::query(request.uri(), "algorithm").as_deref() {
+        None | Some("sha256") => Ok(Algorithm::Sha256),
+        Some("sha512") => Ok(Algorithm::Sha512),
+        Some(_) => Err(http::Error::bad_request("algorithm is neither sha256 nor sha512")),
+    }
 }
 
 fn size(request: &Request) -> Result<Option<u64>, http::Error> {

@@ -120,13 +120,18 @@ pub trait Content: Send + Sync + 'static {
     /// Bytes of a blob. Starts no download.
     fn stat(&self, repository: &Repository, digest: &Digest) -> impl Future<Output = Result<u64, Failure>> + Send;
 
-    /// Opens a blob, or a range of it, for reading. Returns once the size is known.
+    /// Opens a blob, or a range of it, for an answer: nobody here looks at the bytes. Returns once the size is known.
     fn read(
         &self,
         repository: &Repository,
         digest: &Digest,
         range: Option<Spec>,
     ) -> impl Future<Output = Result<Part, Failure>> + Send;
+
+    /// Opens a blob for reading it here.
+    fn inspect(&self, repository: &Repository, digest: &Digest) -> impl Future<Output = Result<Part, Failure>> + Send {
+        self.read(repository, digest, None)
+    }
 
     /// What a tag stands for.
     fn resolve(&self, repository: &Repository, tag: &Tag) -> impl Future<Output = Result<Digest, Failure>> + Send;

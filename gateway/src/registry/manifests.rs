@@ -33,7 +33,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 impl<C: Content> Service<C> {
     /// A manifest that is here, its bytes checked against its digest.
     pub(crate) async fn load(&self, repository: &Repository, digest: &Digest) -> Result<(Bytes, Manifest), Failure> {
-        let part = self.content.read(repository, digest, None).await?;
+        let part = self.content.inspect(repository, digest).await?;
         if part.total > manifest::LEN_MAX as u64 {
             return Err(Failure::Unknown);
         }
