@@ -276,9 +276,7 @@ impl Shared {
     async fn receive(&self, id: &str, place: Place, by: By, body: &mut Arriving) -> Result<u64, Broken> {
         let mut writer = self.writers.enter(self.take(id, true).await?);
         let mut tee = match (&writer.upload, by) {
-            (Some(upload), By::Us) => {
-                self.tee(id, upload.algorithm(), upload.len(), body.size_hint().exact()).await
-            }
+            (Some(upload), By::Us) => self.tee(id, upload.algorithm(), upload.len(), body.size_hint().exact()).await,
             _ => Tee::default(),
         };
         let received = self.receive_into(&mut writer, &mut tee, place, by, body).await;
