@@ -4,6 +4,7 @@ pub mod announcer;
 pub mod api;
 pub mod downloads;
 pub mod fallback;
+pub mod preheat;
 pub mod preload;
 pub mod registry;
 
@@ -13,4 +14,5 @@ mod harness;
 pub use api::Api;
 pub use downloads::Downloads;
 pub use fallback::Fallback;
+pub use preheat::Preheat;
 pub use preload::Preload;

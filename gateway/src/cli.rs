@@ -2,11 +2,13 @@
 
 pub mod blob;
 mod doctor;
+pub mod preheat;
 mod token_key;
 
 use crate::{
     admin,
     config::{HostPort, LogFormat, Rate, Raw, Role, Size},
+    http::{self, Client},
     node,
 };
 use anyhow::Context as _;
@@ -54,6 +56,8 @@ enum Command {
     /// Put and get single blobs
     #[command(subcommand)]
     Blob(blob::Command),
+    /// Bring an image to the origins, or to hosts, before it is pulled
+    Preheat(preheat::Preheat),
 }
 
 /// How a role is run. What stands here stands over the file.
@@ -171,6 +175,24 @@ impl Options {
     }
 }
 
+/// How a role is spoken to.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Trust {
+    /// Speak TLS, and trust the authorities in this file (PEM) and no others
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+impl Trust {
+    /// A client that does.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        Ok(match &self.ca {
+            Some(ca) => Client::secure(http::tls::trusting(ca).context("--ca")?),
+            None => Client::default(),
+        })
+    }
+}
+
 /// Does what the command line says.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
@@ -187,6 +209,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(doctor) => doctor.run(),
         Command::TokenKey(command) => command.run(),
         Command::Blob(command) => command.run(),
+        Command::Preheat(preheat) => preheat.run(),
     }
 }
 

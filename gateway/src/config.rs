@@ -9,9 +9,9 @@ pub use quantity::{HostPort, Rate, Size, Span};
 
 use crate::{
     http::{self, Tls, tls::Files},
-    index, origin,
+    index, origin, preheat,
     registry::access,
-    retry, upstream,
+    retry, tracker, upstream,
 };
 use backends::RouteConfig;
 use peer_proto::{handout, wire::Zone};
@@ -93,6 +93,8 @@ pub struct Raw {
     pub download: Download,
     /// The container runtimes of an agent's host.
     pub preload: Preload,
+    /// What an agent is besides.
+    pub agent: AgentSection,
     /// What a tracker tells its nodes.
     pub tracker: Tracker,
     /// What an origin does in the background.
@@ -126,6 +128,7 @@ impl Default for Raw {
             cluster: Cluster::default(),
             download: Download::default(),
             preload: Preload::default(),
+            agent: AgentSection::default(),
             tracker: Tracker::default(),
             origin: origin::Config::default(),
             index: Index::default(),
@@ -372,6 +375,14 @@ impl Default for Preload {
     }
 }
 
+/// `[agent]`
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentSection {
+    /// What preheats may choose the host by, such as "gpu" or "zone=a".
+    pub labels: Vec<preheat::Label>,
+}
+
 /// `[tracker]`
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -382,6 +393,8 @@ pub struct Tracker {
     pub interval_leeching: Span,
     /// How often nodes announce that only seed.
     pub interval_seeding: Span,
+    /// How often agents ask for preheats.
+    pub interval_preheat: Span,
     /// Silence after which a node is forgotten.
     pub silence_max: Span,
     /// Downloading nodes that an origin is given to at a time, for each blob.
@@ -403,6 +416,7 @@ impl Default for Tracker {
             interval_wanting: Span::of(handout.interval_wanting),
             interval_leeching: Span::of(handout.interval_leeching),
             interval_seeding: Span::of(handout.interval_seeding),
+            interval_preheat: Span::secs(10),
             silence_max: Span::of(handout.ttl),
             origin_links: handout.origin_links,
             links_max: handout.links_max,
@@ -547,6 +561,7 @@ impl Raw {
             replicas: check.replicas(),
             indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
             proxy: self.cluster.proxy.clone(),
+            labels: check.labels(),
             download: DownloadWaits {
                 unreachable: self.download.unreachable_wait.get(),
                 refresh: self.download.refresh_wait.get(),
@@ -590,6 +605,11 @@ impl Raw {
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas,
             handout: check.handout(replicas),
+            preheat: tracker::preheat::Config {
+                interval: self.tracker.interval_preheat.get(),
+                silence: self.tracker.silence_max.get(),
+                hosts_max: self.tracker.hosts_max,
+            },
         };
         check.done(tracker)
     }
@@ -603,6 +623,7 @@ impl Raw {
             origins: check.hosts("cluster.origins", &self.cluster.origins),
             replicas: check.replicas(),
             indexes: check.hosts("cluster.indexes", &self.cluster.indexes),
+            trackers: self.cluster.trackers.clone(),
             sparse_indexes: self.index.sparse_indexes,
         };
         check.done(proxy)
@@ -680,6 +701,8 @@ pub struct Agent {
     pub indexes: Vec<HostPort>,
     /// Takes what is written at the registry; none where that is refused.
     pub proxy: Option<HostPort>,
+    /// What preheats choose it by.
+    pub labels: Vec<preheat::Label>,
     /// How long it waits.
     pub download: DownloadWaits,
     /// Who pulls images for the host.
@@ -737,6 +760,8 @@ pub struct TrackerRole {
     pub replicas: NonZeroUsize,
     /// Its policy; the seed is drawn at the start.
     pub handout: handout::Config,
+    /// How it preheats hosts.
+    pub preheat: tracker::preheat::Config,
 }
 
 /// A checked proxy.
@@ -752,6 +777,8 @@ pub struct Proxy {
     pub replicas: NonZeroUsize,
     /// At least one.
     pub indexes: Vec<HostPort>,
+    /// Whom agents ask for preheats; none where only origins are preheated.
+    pub trackers: Vec<HostPort>,
     /// Take an image index although some of its manifests are not there.
     pub sparse_indexes: bool,
 }
@@ -937,6 +964,14 @@ impl Check {
         })
     }
 
+    fn labels(&mut self) -> Vec<preheat::Label> {
+        let labels = self.raw.agent.labels.clone();
+        if labels.len() > preheat::LABELS_MAX {
+            self.problem("agent.labels", format!("at most {}, not {}", preheat::LABELS_MAX, labels.len()));
+        }
+        labels
+    }
+
     fn nonzero(&mut self, key: &'static str, given: Option<u64>) -> Option<NonZeroU64> {
         if given == Some(0) {
             self.problem(key, "must be more than 0; leave it out for no limit");
@@ -972,11 +1007,13 @@ impl Check {
             ("tracker.interval_wanting", raw.interval_wanting),
             ("tracker.interval_leeching", raw.interval_leeching),
             ("tracker.interval_seeding", raw.interval_seeding),
+            ("tracker.interval_preheat", raw.interval_preheat),
         ] {
             self.positive(key, span);
         }
         let silence = raw.silence_max.get();
-        if silence < 2 * raw.interval_seeding.get() || silence < 2 * raw.interval_leeching.get() {
+        let intervals = [raw.interval_seeding, raw.interval_leeching, raw.interval_preheat];
+        if intervals.iter().any(|interval| silence < 2 * interval.get()) {
             self.problem(
                 "tracker.silence_max",
                 "must be at least twice the intervals, or nodes are forgotten between two",
@@ -1142,6 +1179,7 @@ mod tests {
             ("[engine]\nquota = \"1 furlong\"", "is not a number of bytes such as"),
             ("drain = 30", "\"30\" is not a duration such as"),
             ("[cluster]\norigins = [\"origin\"]", "is not host:port"),
+            ("[agent]\nlabels = [\"a b\"]", "a label is 1 to 64 letters"),
         ] {
             let error = toml::from_str::<Raw>(text).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

@@ -12,6 +12,7 @@ pub mod http;
 pub mod index;
 pub mod node;
 pub mod origin;
+pub mod preheat;
 pub mod proxy;
 pub mod registry;
 pub mod retry;

@@ -225,6 +225,8 @@ impl Node {
         downloads.register(metrics.registry());
         figures.register(metrics.registry());
         images.register(metrics.registry());
+        let preheat = agent::Preheat::new(downloads.clone(), trackers.clone(), engine.peer_addr(), config.labels);
+        preheat.register(metrics.registry());
         let ready = vec![engine_check(&engine), tracker_check(&trackers), index_check(&index)];
         let admin = Admin::new(Role::Agent, metrics, vec![engine_check(&engine)], ready);
         let api = agent::Api::new(downloads, index, preload);
@@ -235,6 +237,7 @@ impl Node {
         let node =
             announce::Node { id: engine.id(), addr: engine.peer_addr(), zone: config.zone.into(), origin: false };
         self.loops.spawn(agent::announcer::run(engine, trackers, node, figures, self.stop.subscribe()));
+        self.loops.spawn(preheat.run(self.stop.subscribe()));
         Ok(())
     }
 
@@ -311,8 +314,19 @@ impl Node {
         let mut metrics = Metrics::new(Role::Proxy);
         images.register(metrics.registry());
         let ready = vec![origins_check(origins), index_check(&index)];
+        let hosts = match &*config.trackers {
+            [] => proxy::Hosts::default(),
+            trackers => {
+                let trackers = client::Tracker::new(trackers, self.http.clone()).context("cluster.trackers")?;
+                proxy::Hosts::new(trackers)
+            }
+        };
+        let hosts = Arc::new(hosts);
+        let proxy = proxy::Proxy::new(images, proxy::Limits::default(), hosts.clone());
+        proxy.register(metrics.registry());
         let admin = Admin::new(Role::Proxy, metrics, Vec::new(), ready);
-        let proxy = proxy::Proxy::new(images, proxy::Limits::default());
+        let stop = self.stop.subscribe();
+        self.loops.spawn(async move { hosts.run(stop).await });
         self.serve_registry(Role::Proxy, listener, admin.front(proxy, proxy::class));
         self.loops.spawn(cluster.watch(self.stop.subscribe()));
         Ok(())

@@ -37,6 +37,7 @@ mod uploads;
 pub use access::Access;
 pub use content::{Chunk, Content, Failure, Part, Push};
 pub use error::{Code, Error};
+pub(crate) use image::Image;
 pub use name::{Reference, Repository, Tag};
 pub use paging::{Listing, Page};
 pub use range::Spec;

@@ -1,12 +1,16 @@
 //! The tracker: who has which blob and whom to dial, in memory; what a blob looks like, relayed from the origins.
 
+#[cfg(test)]
+pub(crate) mod harness;
 mod kraken;
+pub mod preheat;
 mod relay;
 
 use crate::{
     client::{Origins, cluster::Cluster, origin, tracker::ANNOUNCE_TYPE},
     config::TrackerRole,
     http::{self, Error, Request, Response, Service, segments},
+    preheat::{POLL_LEN_MAX, Poll, TASK_LEN_MAX, Task},
 };
 use hyper::{Method, StatusCode, header};
 use peer_proto::{
@@ -46,6 +50,8 @@ pub struct Tracker {
     layouts: Relay,
     metainfos: Relay,
     announces: Family<KindLabel, Counter>,
+    preheats: Mutex<preheat::Table>,
+    polls: Counter,
 }
 
 struct State {
@@ -89,12 +95,15 @@ impl Tracker {
             layouts,
             metainfos,
             announces: Family::default(),
+            preheats: Mutex::new(preheat::Table::new(config.preheat, Instant::ZERO)),
+            polls: Counter::default(),
         })
     }
 
     /// Adds its figures to a role's.
     pub fn register(self: &Arc<Self>, registry: &mut Registry) {
         registry.register("tracker_announces", "Announces taken, by protocol", self.announces.clone());
+        registry.register("tracker_preheat_polls", "Times that agents asked for preheats", self.polls.clone());
         self.layouts.register(registry, "layout");
         self.metainfos.register(registry, "metainfo");
         registry.register_collector(Box::new(SizeOf(self.clone())));
@@ -207,6 +216,10 @@ impl Tracker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn preheats(&self) -> MutexGuard<'_, preheat::Table> {
+        self.preheats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn now(&self) -> Instant {
         Instant::from_nanos(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
@@ -228,7 +241,27 @@ impl Tracker {
                 let bytes = relay.get(namespace, digest).await?;
                 Ok(http::with_type(StatusCode::OK, media_type, bytes))
             }
-            (_, ["announce", ..] | ["namespace", _, "blobs", _, "layout" | "metainfo"]) => {
+            (&Method::POST, ["preheat", "poll"]) => {
+                let poll: Poll = decode(&http::read_body(request.into_body(), POLL_LEN_MAX).await?)?;
+                self.polls.inc();
+                Ok(http::json(StatusCode::OK, &self.preheats().poll(self.now(), poll)?))
+            }
+            (&Method::PUT, ["preheat", id]) => {
+                let task: Task = decode(&http::read_body(request.into_body(), TASK_LEN_MAX).await?)?;
+                let task = task.checked().map_err(|error| Error::bad_request(error.to_string()))?;
+                if task.id.to_string() != *id {
+                    return Err(Error::bad_request(format!("preheat {} was put as {id}", task.id)));
+                }
+                self.preheats().put(self.now(), task)?;
+                Ok(http::status(StatusCode::OK))
+            }
+            (&Method::GET, ["preheat", id]) => {
+                let id = id.parse().map_err(|error| Error::bad_request(format!("{id:?} {error}")))?;
+                let progress = self.preheats().progress(self.now(), &id);
+                let progress = progress.ok_or_else(|| Error::not_found(format!("preheat {id} is unknown or over")))?;
+                Ok(http::json(StatusCode::OK, &progress))
+            }
+            (_, ["announce", ..] | ["preheat", _] | ["namespace", _, "blobs", _, "layout" | "metainfo"]) => {
                 Err(Error::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not supported here")))
             }
             _ => Err(Error::not_found("no such path")),
@@ -279,10 +312,27 @@ impl Service for Tracker {
     }
 }
 
+fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::bad_request(format!("decode body: {error}")))
+}
+
+impl From<preheat::Refused> for Error {
+    fn from(refused: preheat::Refused) -> Self {
+        let status = match refused {
+            preheat::Refused::Tasks => StatusCode::TOO_MANY_REQUESTS,
+            preheat::Refused::Other(_) => StatusCode::CONFLICT,
+            preheat::Refused::Hosts(_) => StatusCode::SERVICE_UNAVAILABLE,
+            preheat::Refused::Long => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, refused.to_string())
+    }
+}
+
 /// The endpoint that a path belongs to: what requests are counted by.
 pub fn class(path: &str) -> &'static str {
     match path.rsplit('/').next() {
         _ if path.starts_with("/announce") => "announce",
+        _ if path.starts_with("/preheat/") => "preheat",
         Some("layout") => "layout",
         Some("metainfo") => "metainfo",
         _ => "other",
@@ -301,12 +351,15 @@ impl fmt::Debug for SizeOf {
 impl Collector for SizeOf {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let size = self.0.state().handout.size();
+        let (preheats, polling) = self.0.preheats().size();
         let origins = (0..self.0.cluster.members().len()).filter(|at| self.0.cluster.is_up(*at)).count();
         for (name, help, count) in [
             ("tracker_hosts", "Hosts known", size.hosts),
             ("tracker_swarms", "Blobs with at least one host", size.swarms),
             ("tracker_members", "Pairs of a host and a blob", size.members),
             ("tracker_origins_up", "Origins that answer", origins),
+            ("tracker_preheats", "Preheats of hosts under way", preheats),
+            ("tracker_preheat_hosts", "Hosts that ask for preheats", polling),
         ] {
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
@@ -319,33 +372,19 @@ impl Collector for SizeOf {
 mod tests {
     use super::*;
     use crate::{
-        client::{self, cluster::CALLING, tracker},
-        config::Raw,
+        client::tracker,
         http::Client,
+        preheat::{Id, Report, State, Wanted},
     };
     use peer_proto::{
         PeerId,
-        announce::{Blob, Node, State},
+        announce::{self, Blob, Node},
     };
     use serde_json::{Value, json};
-    use tokio::net::TcpListener;
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// A tracker whose one origin nobody can reach.
-    async fn serve() -> (client::Tracker, String, watch::Sender<bool>) {
-        let raw: Raw = toml::from_str("[cluster]\norigins = [\"127.0.0.1:1\"]").unwrap();
-        let config = raw.tracker().unwrap();
-        let cluster = Cluster::new(&config.origins, None, config.replicas.get(), CALLING, &Client::default()).unwrap();
-        let tracker = Tracker::new(&config, Arc::new(cluster));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (stop, stopped) = watch::channel(false);
-        tokio::spawn(http::serve(listener, tracker, stopped, TIMEOUT));
-        (client::Tracker::new(&[addr.into()], Client::default()).unwrap(), addr.to_string(), stop)
-    }
-
-    fn request(n: u8, state: State) -> announce::Request {
+    fn request(n: u8, state: announce::State) -> announce::Request {
         let node = Node {
             id: PeerId::new([n; 20]),
             addr: SocketAddr::from(([10, 0, 0, n], 16001)),
@@ -366,8 +405,9 @@ mod tests {
 
     #[tokio::test]
     async fn both_protocols_share_one_swarm() {
-        let (tracker, addr, _stop) = serve().await;
-        let seeding = request(1, State::Seeding { peers: 0 });
+        let (server, tracker) = harness::start().await;
+        let addr = server.addr.to_string();
+        let seeding = request(1, announce::State::Seeding { peers: 0 });
         let told = tracker.announce(&addr, &seeding).await.unwrap();
         assert!(told.blobs.is_empty());
 
@@ -387,7 +427,7 @@ mod tests {
         assert_eq!(answer, json!({ "peers": [seeder], "interval": 100_000_000 }));
         assert_eq!(kraken(&addr, Method::GET, "/announce", asked.clone()).await.0, 200);
 
-        let leeching = request(3, State::Leeching { have: 0, pieces: 4, peers: 0, want: 10 });
+        let leeching = request(3, announce::State::Leeching { have: 0, pieces: 4, peers: 0, want: 10 });
         let told = tracker.announce(&addr, &leeching).await.unwrap();
         let mut named: Vec<u8> = told.blobs[0].1.iter().map(|peer| peer.id.as_bytes()[0]).collect();
         named.sort_unstable();
@@ -400,8 +440,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn preheats_are_kept_and_handed_out() {
+        let (server, tracker) = harness::start().await;
+        let addr = server.addr.to_string();
+        let task = Task {
+            id: Id::draw(),
+            image: "lib/app:1".into(),
+            namespace: "lib/app".parse().unwrap(),
+            blobs: vec![Wanted { digest: Digest::sha256([7; 32]), size: 5 }],
+            label: None,
+            left_ms: 60_000,
+        };
+        assert_eq!(tracker.preheated(&addr, &task.id).await, Err(tracker::Error::NotFound));
+        tracker.preheat(&addr, &task).await.unwrap();
+        tracker.preheat(&addr, &task).await.unwrap();
+        let poll = Poll { host: SocketAddr::from(([10, 0, 0, 1], 1)), labels: Vec::new(), reports: Vec::new() };
+        let orders = tracker.poll(&addr, &poll).await.unwrap();
+        assert_eq!(orders.tasks.into_iter().map(|task| task.id).collect::<Vec<_>>(), [task.id]);
+        let reports = vec![Report { id: task.id, state: State::Holding, bytes: 5 }];
+        tracker.poll(&addr, &Poll { reports, ..poll }).await.unwrap();
+        assert_eq!(tracker.preheated(&addr, &task.id).await.unwrap().to_string(), "1 of 1 hosts hold all layers");
+        let none = tracker.preheat(&addr, &Task { blobs: Vec::new(), ..task.clone() }).await;
+        let said = "a preheat has 1 to 1024 blobs, not 0";
+        assert!(matches!(&none, Err(tracker::Error::Refused { message, .. }) if message == said), "{none:?}");
+        let path = format!("/preheat/{}", Id::draw());
+        assert_eq!(kraken(&addr, Method::PUT, &path, serde_json::to_value(&task).unwrap()).await.0, 400);
+    }
+
+    #[tokio::test]
     async fn nonsense_is_refused() {
-        let (tracker, addr, _stop) = serve().await;
+        let (server, tracker) = harness::start().await;
+        let addr = server.addr.to_string();
         for (method, path, status) in [
             (Method::POST, "/announce", 415),
             (Method::GET, "/announce", 500),
@@ -409,6 +478,11 @@ mod tests {
             (Method::GET, "/namespace/a%2Fb/blobs/sha256:00/layout", 400),
             (Method::GET, "/namespace/../blobs/sha256:00/layout", 400),
             (Method::PUT, "/announce", 405),
+            (Method::POST, "/preheat/poll", 400),
+            (Method::GET, "/preheat/poll", 400),
+            (Method::GET, "/preheat/0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0", 404),
+            (Method::PUT, "/preheat/0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f0", 400),
+            (Method::DELETE, "/preheat/x", 405),
             (Method::GET, "/elsewhere", 404),
         ] {
             let (answered, body) = kraken(&addr, method.clone(), path, json!({})).await;

@@ -1,7 +1,7 @@
 //! `shoal blob`: single blobs from and to files.
 
 use crate::{
-    cli::say,
+    cli::{Trust, say},
     client::origin::{self, Origin, Reach},
     config::HostPort,
     http::{self, Body, Client, encode_segment},
@@ -76,23 +76,6 @@ pub struct Get {
     agent: HostPort,
     #[command(flatten)]
     trust: Trust,
-}
-
-/// How a role is spoken to.
-#[derive(Debug, Default, Args)]
-struct Trust {
-    /// Speak TLS, and trust the authorities in this file (PEM) and no others
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-}
-
-impl Trust {
-    fn client(&self) -> anyhow::Result<Client> {
-        Ok(match &self.ca {
-            Some(ca) => Client::secure(http::tls::trusting(ca).context("--ca")?),
-            None => Client::default(),
-        })
-    }
 }
 
 impl Command {

@@ -3,6 +3,7 @@
 use crate::{
     config::HostPort,
     http::{self, Client, client, encode_segment},
+    preheat::{Id, ORDERS_LEN_MAX, Orders, PROGRESS_LEN_MAX, Poll, Progress, TRACKERS_MAX, Task},
 };
 use bytes::Bytes;
 use hyper::{Method, Response, StatusCode, body::Incoming, header};
@@ -21,6 +22,8 @@ use std::{
 pub const ANNOUNCE_TYPE: &str = "application/vnd.shoal.announce";
 /// Longest wait for an answer to an announce.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for an answer about preheats.
+const PREHEAT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for a layout: a tracker asks origins, which may hold the request while they fetch the blob.
 const LAYOUT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for a tracker's readiness.
@@ -31,6 +34,15 @@ const DOWN_TIME: Duration = Duration::from_secs(5);
 const TEXT_LEN_MAX: usize = 4 << 10;
 /// Longest encoded layout, bytes.
 const LAYOUT_LEN_MAX: usize = 68 * peer_proto::layout::PIECES_MAX as usize + 4096;
+
+/// What goes with a request.
+enum Sent {
+    Nothing,
+    Announce(Bytes),
+    Json(Bytes),
+    /// As JSON, and the connection ends: every host polls, and a tracker has room for fewer connections than that.
+    Poll(Bytes),
+}
 
 /// Why a tracker, or none of them, gave what was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -103,7 +115,7 @@ impl Tracker {
 
     async fn layout_from(&self, tracker: &str, namespace: &Namespace, digest: &Digest) -> Result<Layout, Error> {
         let path = format!("/namespace/{}/blobs/{digest}/layout", encode_segment(namespace.as_str()));
-        let bytes = self.call(tracker, Method::GET, &path, None, LAYOUT_TIMEOUT, LAYOUT_LEN_MAX).await?;
+        let bytes = self.call(tracker, Method::GET, &path, Sent::Nothing, LAYOUT_TIMEOUT, LAYOUT_LEN_MAX).await?;
         let odd = |message| Error::Answer { tracker: tracker.to_owned(), message };
         let layout = Layout::decode(&bytes).map_err(|error| odd(error.to_string()))?;
         if layout.digest() == digest { Ok(layout) } else { Err(odd(format!("layout is of {}", layout.digest()))) }
@@ -111,17 +123,45 @@ impl Tracker {
 
     /// Announces to one tracker.
     pub async fn announce(&self, tracker: &str, request: &Request) -> Result<Announced, Error> {
-        let body = Some(Bytes::from(request.encode()));
+        let body = Sent::Announce(request.encode().into());
         let bytes = self.call(tracker, Method::POST, "/announce", body, ANNOUNCE_TIMEOUT, BODY_MAX).await?;
         let odd = |message| Error::Answer { tracker: tracker.to_owned(), message };
         Announced::decode(&bytes).map_err(|error| odd(error.to_string()))
+    }
+
+    /// The trackers that have to do with preheats: the same few for everybody, each of which knows every host.
+    pub fn preheaters(&self) -> Vec<&str> {
+        let mut trackers = self.inner.ring.order(&Digest::sha256([0; 32]));
+        trackers.truncate(TRACKERS_MAX);
+        trackers
+    }
+
+    /// Tells one tracker how far a host has come with its preheats, and hears what is new.
+    pub async fn poll(&self, tracker: &str, poll: &Poll) -> Result<Orders, Error> {
+        let body = Sent::Poll(json(poll)?);
+        let bytes = self.call(tracker, Method::POST, "/preheat/poll", body, PREHEAT_TIMEOUT, ORDERS_LEN_MAX).await?;
+        read(tracker, &bytes)
+    }
+
+    /// Gives one tracker a preheat.
+    pub async fn preheat(&self, tracker: &str, task: &Task) -> Result<(), Error> {
+        let path = format!("/preheat/{}", task.id);
+        let body = Sent::Json(json(task)?);
+        self.call(tracker, Method::PUT, &path, body, PREHEAT_TIMEOUT, TEXT_LEN_MAX).await.map(drop)
+    }
+
+    /// How far a preheat has come, as one tracker knows it; [`Error::NotFound`] where it does not know the preheat.
+    pub async fn preheated(&self, tracker: &str, id: &Id) -> Result<Progress, Error> {
+        let path = format!("/preheat/{id}");
+        let bytes = self.call(tracker, Method::GET, &path, Sent::Nothing, PREHEAT_TIMEOUT, PROGRESS_LEN_MAX).await?;
+        read(tracker, &bytes)
     }
 
     /// Whether any tracker can do its work.
     pub async fn readiness(&self) -> Result<(), Error> {
         let mut last = Error::Unreachable("no tracker to ask".into());
         for tracker in self.inner.ring.labels() {
-            match self.call(tracker, Method::GET, "/readiness", None, READINESS_TIMEOUT, TEXT_LEN_MAX).await {
+            match self.call(tracker, Method::GET, "/readiness", Sent::Nothing, READINESS_TIMEOUT, TEXT_LEN_MAX).await {
                 Ok(_) => return Ok(()),
                 Err(error) => last = error,
             }
@@ -147,7 +187,7 @@ impl Tracker {
         tracker: &str,
         method: Method,
         path: &str,
-        body: Option<Bytes>,
+        body: Sent,
         timeout: Duration,
         len_max: usize,
     ) -> Result<Bytes, Error> {
@@ -184,15 +224,29 @@ impl Tracker {
         tracker: &str,
         method: Method,
         path: &str,
-        body: Option<Bytes>,
+        body: Sent,
         timeout: Duration,
     ) -> Result<Response<Incoming>, client::Error> {
         let uri = format!("http://{tracker}{path}").parse().map_err(hyper::http::Error::from)?;
         let request = Client::request(method, uri);
         let request = match body {
-            Some(body) => request.header(header::CONTENT_TYPE, ANNOUNCE_TYPE).body(http::full(body))?,
-            None => request.body(http::empty())?,
+            Sent::Nothing => request.body(http::empty())?,
+            Sent::Announce(body) => request.header(header::CONTENT_TYPE, ANNOUNCE_TYPE).body(http::full(body))?,
+            Sent::Json(body) => request.header(header::CONTENT_TYPE, "application/json").body(http::full(body))?,
+            Sent::Poll(body) => {
+                let request = request.header(header::CONTENT_TYPE, "application/json");
+                request.header(header::CONNECTION, "close").body(http::full(body))?
+            }
         };
         self.inner.http.send(request, timeout).await
     }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Bytes, Error> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| Error::Unreachable(format!("encode request: {error}")))
+}
+
+fn read<T: serde::de::DeserializeOwned>(tracker: &str, bytes: &[u8]) -> Result<T, Error> {
+    let odd = |error: serde_json::Error| Error::Answer { tracker: tracker.to_owned(), message: error.to_string() };
+    serde_json::from_slice(bytes).map_err(odd)
 }

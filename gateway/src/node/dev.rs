@@ -144,7 +144,9 @@ impl Options {
         node.index(of("index".into(), None, Some(ports.index), None).index()?).await?;
         node.proxy(of("proxy".into(), Some(ports.proxy), None, None).proxy()?).await?;
         for (k, (registry, api, peer)) in ports.agents.iter().enumerate() {
-            node.agent(of(format!("agent-{}", k + 1), Some(*registry), Some(*api), Some(*peer)).agent()?).await?;
+            let mut raw = of(format!("agent-{}", k + 1), Some(*registry), Some(*api), Some(*peer));
+            raw.agent.labels = vec![format!("agent={}", k + 1).parse()?];
+            node.agent(raw.agent()?).await?;
         }
         Ok(())
     }

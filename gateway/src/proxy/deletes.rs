@@ -44,7 +44,8 @@ impl System {
         let index = Server::start(index).await;
         let tags = Tags::new(Index::new(vec![HostPort::from(index.addr)], Client::default()));
         let store = Store::new(cluster.origins.clone(), tags, Duration::from_secs(10));
-        let proxy = Server::start(Proxy::new(Service::new(store, Rules::default()), Limits::default())).await;
+        let proxy =
+            Server::start(Proxy::new(Service::new(store, Rules::default()), Limits::default(), Arc::default())).await;
         Self { cluster, index, proxy }
     }
 

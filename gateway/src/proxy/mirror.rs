@@ -41,7 +41,7 @@ impl System {
         let mirror = Mirror { own_names: vec!["our.example".into()], default_upstream: None };
         let rules = Rules { names: Names::new(&configs, &mirror), ..Rules::default() };
         let store = Store::new(cluster.origins.clone(), tags, Duration::from_secs(60));
-        let proxy = Server::start(Proxy::new(Service::new(store, rules), Limits::default())).await;
+        let proxy = Server::start(Proxy::new(Service::new(store, rules), Limits::default(), Arc::default())).await;
         Self { cluster, proxy, _index: index }
     }
 

@@ -1,13 +1,21 @@
 //! Bringing images nearer before they are pulled: on a registry's push notification (Harbor's Kraken driver sends them) and on
-//! a prefetch request. The origins fetch from their backend what they do not hold; nothing passes through the proxy.
+//! a prefetch request. The origins fetch from their backend what they do not hold, and hosts from the swarm where the request
+//! says so; nothing passes through the proxy.
 
+use super::hosts::{self, Hosts};
 use crate::{
     http::{self, Request, Response},
-    registry::{Content, Failure, Repository, Service, Tag, manifest::Kind},
+    preheat::{self, Id, Label, Progress, Task, Wanted},
+    registry::{Content, Failure, Image, Repository, Service, Tag, manifest::Kind},
 };
 use futures_util::{StreamExt, stream};
 use hyper::StatusCode;
 use peer_proto::Digest;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use serde::{Deserialize, Serialize};
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -42,6 +50,14 @@ pub(super) enum Version {
 pub struct Preheat<C> {
     registry: Arc<Service<C>>,
     limits: Limits,
+    hosts: Arc<Hosts>,
+    asked: Family<AskedLabels, Counter>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct AskedLabels {
+    to: To,
+    result: &'static str,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +88,23 @@ struct Asked {
     tag: String,
     #[serde(default)]
     trace_id: String,
+    /// Kraken's clients say none of what follows.
+    #[serde(default)]
+    to: Option<To>,
+    /// Only agents with this label.
+    #[serde(default)]
+    label: Option<Label>,
+    /// How long agents that come later are told as well, and progress can be asked for; seconds.
+    #[serde(default)]
+    ttl_s: Option<u64>,
+}
+
+/// How near an image is brought.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Deserialize, prometheus_client::encoding::EncodeLabelValue)]
+#[serde(rename_all = "snake_case")]
+enum To {
+    Origins,
+    Agents,
 }
 
 #[derive(Serialize)]
@@ -81,6 +114,22 @@ struct Done<'a> {
     status: &'static str,
     message: &'static str,
     trace_id: &'a str,
+    /// What progress is asked for by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+}
+
+/// What is told of a preheat under way.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    progress: Progress,
+    /// Every host has said its last word.
+    over: bool,
+    /// Every host, and at least one, holds all of it.
+    proven: bool,
+    /// The same for people.
+    message: String,
 }
 
 #[derive(Serialize)]
@@ -94,8 +143,18 @@ struct Failed<'a> {
 }
 
 impl<C: Content> Preheat<C> {
-    pub(super) fn new(registry: Arc<Service<C>>, limits: Limits) -> Self {
-        Self { registry, limits }
+    pub(super) fn new(registry: Arc<Service<C>>, limits: Limits, hosts: Arc<Hosts>) -> Self {
+        Self { registry, limits, hosts, asked: Family::default() }
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        let help = "Images that were asked to be brought nearer, by whom to and how it began";
+        registry.register("proxy_preheats", help, self.asked.clone());
+    }
+
+    fn count(&self, to: To, begun: bool) {
+        let result = if begun { "begun" } else { "failed" };
+        self.asked.get_or_create(&AskedLabels { to, result }).inc();
     }
 
     /// Takes a registry's notification. What goes wrong with an image is logged: the sender could do nothing about it.
@@ -111,7 +170,9 @@ impl<C: Content> Preheat<C> {
         let pushed =
             |event: &&Event| event.action == "push" && Kind::from_media_type(&event.target.media_type).is_some();
         for Event { target, .. } in envelope.events.iter().filter(pushed) {
-            match self.preheat(target).await {
+            let preheated = self.preheat(target).await;
+            self.count(To::Origins, preheated.is_ok());
+            match preheated {
                 Ok(blobs) => {
                     tracing::info!(repository = target.repository, digest = target.digest, blobs, "preheating")
                 }
@@ -128,8 +189,8 @@ impl<C: Content> Preheat<C> {
         let digest: Digest = target.digest.parse().map_err(|error| format!("{error}"))?;
         let mut retries = RETRIES.into_iter();
         let blobs = loop {
-            match self.registry.image_blobs(&repository, &digest).await {
-                Ok(blobs) => break blobs,
+            match self.registry.image(&repository, &digest).await {
+                Ok(image) => break image.blobs,
                 Err(Failure::Unknown) if let Some(wait) = retries.next() => tokio::time::sleep(wait).await,
                 Err(failure) => return Err(format!("manifest {failure}")),
             }
@@ -143,10 +204,11 @@ impl<C: Content> Preheat<C> {
 
     /// Prefetches the image of a tag.
     pub(super) async fn prefetch(&self, request: Request, version: Version) -> Response {
-        let decoded = http::read_body(request.into_body(), BODY_MAX).await.and_then(|body| {
+        let (parts, body) = request.into_parts();
+        let decoded = http::read_body(body, BODY_MAX).await.and_then(|body| {
             serde_json::from_slice::<Asked>(&body).map_err(|error| http::Error::bad_request(error.to_string()))
         });
-        let Asked { tag, trace_id } = match decoded {
+        let Asked { tag, trace_id, to, label, ttl_s } = match decoded {
             Ok(asked) => asked,
             Err(error) => {
                 return failed(
@@ -160,41 +222,116 @@ impl<C: Content> Preheat<C> {
             let why = format!("tag: {tag}, invalid tag format: expected host/repository:tag");
             return failed(StatusCode::BAD_REQUEST, &why, &trace_id);
         };
-        match self.try_prefetch(&repository, &name, version).await {
-            Ok(blobs) => {
-                tracing::info!(%repository, tag = %name, trace_id, blobs, "prefetching");
+        if let Err(error) = self.registry.admit(&parts, &repository).await {
+            return error.into();
+        }
+        let to = match (to, &label) {
+            (Some(To::Origins), Some(_)) => {
+                return failed(
+                    StatusCode::BAD_REQUEST,
+                    "label: origins have none; leave out to, or say agents",
+                    &trace_id,
+                );
+            }
+            (None, Some(_)) => To::Agents,
+            (to, _) => to.unwrap_or(To::Origins),
+        };
+        let begun = async {
+            let image = self.try_prefetch(&repository, &name, version).await?;
+            match to {
+                To::Origins => Ok((image.blobs.len(), None)),
+                To::Agents => {
+                    let life = ttl_s.map_or(preheat::LIFE, Duration::from_secs);
+                    let (blobs, id) = self.to_hosts(&repository, &name, image, label, life).await?;
+                    Ok::<_, (StatusCode, String)>((blobs, Some(id)))
+                }
+            }
+        };
+        let begun = begun.await;
+        self.count(to, begun.is_ok());
+        match begun {
+            Ok((blobs, id)) => {
+                tracing::info!(%repository, tag = %name, trace_id, blobs, ?to, ?id, "prefetching");
                 let tag = tag.rsplit('/').next().unwrap_or_default();
                 let message = "prefetching initiated successfully";
-                let done = Done { tag, prefetched: true, status: "success", message, trace_id: &trace_id };
+                let id = id.map(|id: Id| id.to_string());
+                let done = Done { tag, prefetched: true, status: "success", message, trace_id: &trace_id, id };
                 http::json(StatusCode::OK, &done)
             }
-            Err(why) => {
+            Err((status, why)) => {
                 tracing::warn!(%repository, tag = %name, trace_id, why, "prefetch failed");
-                failed(StatusCode::INTERNAL_SERVER_ERROR, &why, &trace_id)
+                failed(status, &why, &trace_id)
             }
         }
     }
 
-    async fn try_prefetch(&self, repository: &Repository, tag: &Tag, version: Version) -> Result<usize, String> {
+    /// How far an image has come on its way to hosts.
+    pub(super) async fn progress(&self, id: &str) -> Response {
+        let told = match id.parse::<Id>() {
+            Ok(id) => self.hosts.progress(&id).await,
+            Err(error) => return failed(StatusCode::BAD_REQUEST, &format!("{id:?} {error}"), ""),
+        };
+        match told {
+            Ok(progress) => {
+                let (over, proven, message) = (progress.is_over(), progress.is_proven(), progress.to_string());
+                http::json(StatusCode::OK, &Told { progress, over, proven, message })
+            }
+            Err(error) => failed(status(&error), &error.to_string(), ""),
+        }
+    }
+
+    /// What an image is made of, as far as it is worth it, its blobs on their way to the origins.
+    async fn try_prefetch(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        version: Version,
+    ) -> Result<Image, (StatusCode, String)> {
+        let internal = |why: String| (StatusCode::INTERNAL_SERVER_ERROR, why);
         let digest = self.registry.content().resolve(repository, tag).await;
-        let digest =
-            digest.map_err(|failure| format!("tag request: {repository}:{tag}, failed to get tag: {failure}"))?;
-        let blobs = self.registry.image_blobs(repository, &digest).await;
-        let mut blobs = blobs.map_err(|failure| format!("error downloading manifest blob: {failure}"))?;
-        blobs.retain(|_, size| self.limits.sizes.contains(size));
-        let asked = blobs.len();
-        let failures = self.warm(repository, blobs.into_keys().collect()).await;
-        match (version, failures.as_slice()) {
-            (_, []) => Ok(asked),
+        let digest = digest
+            .map_err(|failure| internal(format!("tag request: {repository}:{tag}, failed to get tag: {failure}")))?;
+        let image = self.registry.image(repository, &digest).await;
+        let mut image = image.map_err(|failure| internal(format!("error downloading manifest blob: {failure}")))?;
+        image.blobs.retain(|_, size| self.limits.sizes.contains(size));
+        match (version, self.warm(repository, image.blobs.keys().copied().collect()).await.as_slice()) {
+            (_, []) => {}
             (Version::V1, failures) => {
                 tracing::warn!(%repository, %tag, why = failures.join("; "), "prefetched in part");
-                Ok(asked - failures.len())
             }
             (Version::V2, failures) => {
                 let why = failures.join("; ");
-                Err(format!("failed to trigger image prefetch: at least one layer could not be prefetched: {why}"))
+                return Err(internal(format!(
+                    "failed to trigger image prefetch: at least one layer could not be prefetched: {why}"
+                )));
             }
         }
+        Ok(image)
+    }
+
+    /// Has hosts told of an image, its manifests with it; its blobs, and what progress is asked for by.
+    async fn to_hosts(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        image: Image,
+        label: Option<Label>,
+        life: Duration,
+    ) -> Result<(usize, Id), (StatusCode, String)> {
+        let Image { manifests, mut blobs } = image;
+        blobs.extend(manifests);
+        let task = Task {
+            id: Id::draw(),
+            image: format!("{repository}:{tag}"),
+            namespace: repository.namespace().clone(),
+            blobs: blobs.into_iter().map(|(digest, size)| Wanted { digest, size }).collect(),
+            label,
+            left_ms: u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
+        };
+        let task = task.checked().map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+        let (count, id) = (task.blobs.len(), task.id);
+        self.hosts.preheat(task).await.map_err(|error| (status(&error), error.to_string()))?;
+        Ok((count, id))
     }
 
     /// Has blobs brought nearer; what failed.
@@ -214,6 +351,16 @@ fn image(text: &str) -> Option<(Repository, Tag)> {
     let (host, image) = text.split_once('/')?;
     let (repository, tag) = image.rsplit_once(':')?;
     if host.is_empty() { None } else { Some((repository.parse().ok()?, tag.parse().ok()?)) }
+}
+
+/// The answer's status where hosts are not preheated.
+fn status(error: &hosts::Error) -> StatusCode {
+    match error {
+        hosts::Error::NoTrackers => StatusCode::NOT_IMPLEMENTED,
+        hosts::Error::Full => StatusCode::TOO_MANY_REQUESTS,
+        hosts::Error::Unknown(_) => StatusCode::NOT_FOUND,
+        hosts::Error::Tracker(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 fn failed(status: StatusCode, message: &str, trace_id: &str) -> Response {

@@ -190,7 +190,7 @@ mod tests {
         let (repository, digest) = ("lib/app".parse().unwrap(), NOWHERE.parse().unwrap());
         tags.put_manifest(&repository, &digest, None, &["1".parse().unwrap()]).await.unwrap();
         let registry = Service::new(Store::new(origins, tags, Duration::ZERO), Rules::default());
-        let proxy = Server::start(Proxy::new(registry, Limits::default())).await;
+        let proxy = Server::start(Proxy::new(registry, Limits::default(), Arc::default())).await;
 
         let session = format!("/v2/a/blobs/uploads/{}~", Uuid::nil());
         for (method, path, status, code) in [

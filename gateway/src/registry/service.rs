@@ -92,6 +92,13 @@ impl<C: Content> Service<C> {
         &self.content
     }
 
+    /// Refuses who may neither pull from a repository nor push to it.
+    pub(crate) async fn admit(&self, parts: &Parts, repository: &Repository) -> Result<(), Error> {
+        let Some(access) = &self.access else { return Ok(()) };
+        let need = Need::Any(repository, &[Action::Pull, Action::Push, Action::Create]);
+        access.admit(parts, need, None).await.map(drop)
+    }
+
     async fn route(self: &Arc<Self>, parts: &Parts, body: Body) -> Result<Response, Error> {
         if let Some(access) = &self.access
             && let Some(endpoint) = access.endpoint(parts.uri.path())

@@ -227,7 +227,10 @@ impl Cluster {
         let data = dir.join("index").display().to_string();
         let text = format!("data_dir = {data:?}\n[listen]\napi = {index:?}\n{cluster}{}{backends}", more_of("index"));
         std::fs::write(dir.join("index.toml"), text)?;
-        std::fs::write(dir.join("tracker.toml"), format!("[listen]\napi = {tracker:?}\n{cluster}"))?;
+        std::fs::write(
+            dir.join("tracker.toml"),
+            format!("[listen]\napi = {tracker:?}\n{cluster}{}", more_of("tracker")),
+        )?;
         std::fs::write(
             dir.join("proxy.toml"),
             format!("[listen]\nregistry = {proxy:?}\n{cluster}{}", more_of("proxy")),

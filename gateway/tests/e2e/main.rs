@@ -17,5 +17,6 @@ mod image;
 mod limits;
 mod mirror;
 mod ports;
+mod preheat;
 mod python;
 mod tools;
