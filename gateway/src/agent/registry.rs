@@ -106,7 +106,8 @@ mod tests {
         },
     };
     use bytes::Bytes;
-    use engine::handle::Stat;
+    use engine::handle::{MetricValue, Stat};
+    use futures_util::future::join_all;
     use http_body_util::BodyExt;
     use hyper::Method;
     use peer_proto::Algorithm;
@@ -188,6 +189,33 @@ mod tests {
         assert!(registry.get(&path).await.body == content);
         agent.engine.wait(&digest).await.unwrap();
         assert_eq!(get("bytes=1-3").await.body, content.slice(1..4));
+    }
+
+    #[tokio::test]
+    async fn many_ranges_at_once_share_one_download() {
+        let (seeder, agent) = (Node::start(true), Node::start(false));
+        let content = bytes(20 << 20);
+        let layout = seeder.put(&content).await;
+        let digest = *layout.digest();
+        drop(agent.engine.open(namespace(), layout.clone(), 0..0).await.unwrap());
+        agent.engine.peers(&digest, vec![seeder.peer()]);
+        let registry = agent.registry().await;
+        let path = format!("/v2/lib/app/blobs/{digest}");
+        // From the end, each over the half of its neighbour: all of the blob, twice.
+        let step = 512 << 10;
+        let starts: Vec<usize> = (0..content.len()).step_by(step).rev().collect();
+        let answers = join_all(starts.iter().map(async |start| {
+            let range = format!("bytes={start}-{}", start + 2 * step - 1);
+            registry.send("GET", &path, &[("range", &range)], "").await
+        }));
+        for (start, answer) in starts.iter().zip(answers.await) {
+            let end = content.len().min(start + 2 * step);
+            assert!(answer.status == 206 && answer.body == content.slice(*start..end), "{start}");
+        }
+        agent.engine.wait(&digest).await.unwrap();
+        let good = agent.engine.metrics().into_iter().find(|metric| metric.label == Some(("proof", "good")));
+        let MetricValue::Counter(good) = good.unwrap().value else { panic!("pieces are counted") };
+        assert_eq!(good, u64::from(layout.geometry().pieces()), "each piece came once");
     }
 
     #[tokio::test]

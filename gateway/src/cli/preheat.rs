@@ -52,7 +52,7 @@ pub struct Preheat {
     /// Ask how far an earlier preheat has come instead of beginning one
     #[arg(long, conflicts_with_all = ["image", "agents", "label"], value_name = "ID")]
     id: Option<Id>,
-    /// Wait until every host holds the image or has failed; exit code 0 only if all hold it
+    /// Wait until every host holds the image or has failed; exit code 0 only if all hold it. For --agents, --label and --id
     #[arg(long)]
     wait: bool,
     /// Longest such wait
@@ -89,6 +89,10 @@ impl Preheat {
     }
 
     async fn work(self) -> anyhow::Result<()> {
+        // Origins say nothing of how far they are: a code of 0 would be taken for a proof.
+        if self.wait && self.id.is_none() && !self.to_hosts() {
+            bail!("--wait is for hosts: say --agents or --label as well");
+        }
         let client = self.trust.client()?;
         let id = match (&self.id, &self.image) {
             (Some(id), _) => *id,
@@ -123,9 +127,13 @@ impl Preheat {
         }
     }
 
+    fn to_hosts(&self) -> bool {
+        self.agents || self.label.is_some()
+    }
+
     /// Begins; the id, where hosts are preheated.
     async fn begin(&self, client: &Client, image: &str) -> anyhow::Result<Option<Id>> {
-        let to = if self.agents || self.label.is_some() { "agents" } else { "origins" };
+        let to = if self.to_hosts() { "agents" } else { "origins" };
         let mut asked = serde_json::json!({ "tag": format!("{}/{image}", self.proxy), "to": to });
         if let Some(label) = &self.label {
             asked["label"] = label.to_string().into();
@@ -258,5 +266,11 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn origins_are_not_waited_for() {
+        let refused = parse("lib/app:1 --wait").unwrap().work().await.unwrap_err().to_string();
+        assert_eq!(refused, "--wait is for hosts: say --agents or --label as well");
     }
 }

@@ -163,3 +163,21 @@ async fn with_access_control_a_repository_has_what_the_upstreams_has() {
     assert_eq!(system.pull(&format!("/v2/up.example/lib/app/blobs/{blob}")).await.0, 200, "asked once");
     assert!(gate.service.seen().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_an_upstream_is_kept_for_everybody_at_once() {
+    let gate = Gate::start(Mode::Open).await;
+    push(&gate, "lib/app", "1", "layer").await;
+    let system = System::start(&upstreams(gate.addr, "", None), false).await;
+    gate.service.set(Mode::Limited("3600"));
+    assert_eq!(system.pull("/v2/up.example/lib/app/manifests/1").await.0, 503);
+    assert_eq!(gate.service.seen().len(), 1);
+    let of = |repository| (0..20).map(move |n| format!("/v2/up.example/{repository}/manifests/{n}"));
+    let paths: Vec<String> = of("lib/app").chain(of("lib/other")).collect();
+    let pulls = join_all(paths.iter().map(|path| system.pull(path))).await;
+    for (path, (status, _)) in paths.iter().zip(pulls) {
+        assert_eq!(status, 503, "{path}");
+    }
+    let seen = gate.service.seen();
+    assert!(seen.is_empty(), "asked although told to wait: {seen:?}");
+}
