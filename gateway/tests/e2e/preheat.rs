@@ -56,7 +56,7 @@ fn hosts_with_a_label_hold_an_image_and_prove_it() -> Result<()> {
 
     let (begun, id, said) = preheat(&cluster, &["lib/app:1", "--label", "gpu"])?;
     ensure!(begun && said.contains(&format!("--id {id} --wait")), "{said}");
-    wait_for("a good part to arrive", PATIENCE, || received(&cluster, 0) > 10e6 && received(&cluster, 1) > 10e6)?;
+    wait_for("a good part to arrive", PATIENCE, || received(&cluster, 0) > 30e6 && received(&cluster, 1) > 30e6)?;
     let (over, told, said) = preheat(&cluster, &["--id", &id])?;
     ensure!(!over && told == "0 of 2 hosts hold all layers", "{told}\n{said}");
     cluster.agents[0].kill()?;
@@ -67,7 +67,8 @@ fn hosts_with_a_label_hold_an_image_and_prove_it() -> Result<()> {
     let (proven, told, said) = preheat(&cluster, &["--id", &id, "--wait", "--timeout", "90s"])?;
     ensure!(proven && told == "2 of 2 hosts hold all layers", "{told}\n{said}");
     let again = received(&cluster, 0);
-    ensure!(again < 55.0 * 1e6, "the agent that was killed fetched {again} bytes after its restart");
+    // Of 66 MB it had received 30, some of that in pieces that were not whole yet.
+    ensure!(again < 50e6, "the agent that was killed fetched {again} bytes after its restart");
     ensure!(received(&cluster, 2) == 0.0, "a host without the label was preheated");
     let told = progress(&cluster, &id)?;
     ensure!(told["proven"] == true && told["message"] == "2 of 2 hosts hold all layers", "{told}");
