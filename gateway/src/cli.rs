@@ -3,6 +3,7 @@
 pub mod blob;
 mod doctor;
 pub mod preheat;
+mod setup;
 mod token_key;
 
 use crate::{
@@ -58,6 +59,9 @@ enum Command {
     Blob(blob::Command),
     /// Bring an image to the origins, or to hosts, before it is pulled
     Preheat(preheat::Preheat),
+    /// Have a container runtime ask this host's agent first: shows what changes, asks, writes; --undo takes it back
+    #[command(subcommand)]
+    Setup(setup::Command),
 }
 
 /// How a role is run. What stands here stands over the file.
@@ -210,6 +214,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::TokenKey(command) => command.run(),
         Command::Blob(command) => command.run(),
         Command::Preheat(preheat) => preheat.run(),
+        Command::Setup(command) => command.run(),
     }
 }
 

@@ -32,6 +32,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// A registry of which all but its name is left out.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            prefix: None,
+            urls: Vec::new(),
+            credentials: credentials::Config::default(),
+            freshness: Freshness::default(),
+            ca: None,
+        }
+    }
+
     /// The first component of its repositories' names.
     pub fn prefix(&self) -> String {
         self.prefix.clone().unwrap_or_else(|| self.name.replace(':', "-"))

@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 
 /// How its transfer service fetches a layer.
 #[derive(Clone, Copy)]
-enum Fetch {
+pub(crate) enum Fetch {
     /// By one request, and one more after each break.
     Whole,
     /// By open-ended ranges, four at once, each of which is dropped after its 4 MiB.
@@ -38,14 +38,14 @@ impl Fetch {
 }
 
 /// A containerd of the test's own: nothing of it is outside one folder, and it runs no containers.
-struct Containerd {
+pub(crate) struct Containerd {
     daemon: Child,
     socket: String,
     dir: PathBuf,
 }
 
 impl Containerd {
-    fn start(dir: &Path, fetch: Fetch) -> Result<Self> {
+    pub(crate) fn start(dir: &Path, fetch: Fetch) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
         let (root, state, socket, rpc, opt) = (at("root"), at("state"), at("ctd.sock"), at("ctd.ttrpc"), at("opt"));
@@ -77,13 +77,13 @@ impl Containerd {
         run(&tool("ctr")?, &[&["-a", &self.socket], args].concat())
     }
 
-    fn pull(&self, from: &str, more: &[&str]) -> Result<()> {
+    pub(crate) fn pull(&self, from: &str, more: &[&str]) -> Result<()> {
         self.ctr(&[&["images", "pull"], more, &[from]].concat()).with_context(|| self.said())?;
         Ok(())
     }
 
     /// Where it keeps blobs, in the shape of an OCI layout.
-    fn content(&self) -> PathBuf {
+    pub(crate) fn content(&self) -> PathBuf {
         self.dir.join("root/io.containerd.content.v1.content")
     }
 

@@ -19,4 +19,5 @@ mod mirror;
 mod ports;
 mod preheat;
 mod python;
+mod setup;
 mod tools;

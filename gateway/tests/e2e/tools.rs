@@ -75,12 +75,18 @@ pub(crate) struct Docker {
 
 impl Docker {
     pub(crate) fn start(dir: &Path) -> Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn start_with(dir: &Path, more: &[&str]) -> Result<Self> {
         let at = |name: &str| dir.join(name).display().to_string();
         let host = format!("unix://{}", at("docker.sock"));
         let log = std::fs::File::create(dir.join("dockerd.log"))?;
         let engine = Command::new("dockerd")
             .args(["--data-root", &at("root"), "--exec-root", &at("exec"), "-H", &host, "--pidfile", &at("pid")])
             .args(["--bridge=none", "--iptables=false"])
+            .args(more)
             .args(["--containerd-namespace", "shoal-e2e", "--containerd-plugins-namespace", "shoal-e2e-plugins"])
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -140,7 +146,16 @@ impl Podman {
         self.with("buildah", args)
     }
 
+    /// Either, with a home whose configuration is read.
+    pub(crate) fn at_home(&self, home: &str, program: &str, args: &[&str]) -> Result<String> {
+        self.with_env(&[("HOME", home)], program, args)
+    }
+
     fn with(&self, program: &str, args: &[&str]) -> Result<String> {
+        self.with_env(&[], program, args)
+    }
+
+    fn with_env(&self, env: &[(&str, &str)], program: &str, args: &[&str]) -> Result<String> {
         let (root, run_root) = (self.root.display().to_string(), self.run_root.display().to_string());
         // Who is logged in where is the test's own as well.
         let names = self.root.with_extension("auth.json");
@@ -150,7 +165,7 @@ impl Podman {
         }
         let names = names.display().to_string();
         run_with(
-            &[("REGISTRY_AUTH_FILE", &names)],
+            &[&[("REGISTRY_AUTH_FILE", names.as_str())], env].concat(),
             program,
             &[&["--root", &root, "--runroot", &run_root, "--storage-driver", "vfs"], args].concat(),
         )
