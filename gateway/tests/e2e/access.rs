@@ -45,6 +45,22 @@ pub(crate) fn named(scheme: &'static str) -> Result<Named> {
     Ok(Named { cluster, image, dir })
 }
 
+/// The same over plain HTTP where names are only asked for by the proxy, which gives tokens for them; the agent
+/// passes requests for tokens on to it and knows its public key.
+pub(crate) fn named_by_tokens() -> Result<Named> {
+    let dir = tempfile::tempdir()?;
+    let image = Image::make(&dir.path().join("image"), &[9 << 20, 1000], 24)?;
+    let (names, key, jwks) = (dir.path().join("htpasswd"), dir.path().join("key.pem"), dir.path().join("jwks.json"));
+    fs::write(&names, HTPASSWD)?;
+    fs::write(&jwks, run(&shoal().display().to_string(), &["token-key", "new", &key.display().to_string()])?)?;
+    let proxy = format!("[access]\nhtpasswd = {names:?}\n{RULES}[access.tokens]\nsigning_keys = {key:?}\n");
+    // Within `[cluster]`, where the text before it ends. crane takes no token from another loopback address than the registry's.
+    let agent = format!("proxy = \"PROXY\"\n[access]\n{RULES}[access.tokens]\ntrusted_keys = {jwks:?}\n");
+    let more = More { texts: &[("proxy", &proxy), ("agent", &agent)], scheme: "http" };
+    let cluster = Cluster::start_with(dir.path(), 1, &more)?;
+    Ok(Named { cluster, image, dir })
+}
+
 fn tls(dir: &Path) -> Result<String> {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
     let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));

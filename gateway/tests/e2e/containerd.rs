@@ -1,7 +1,7 @@
 //! containerd 2.4 and its `ctr`: the transfer service, its parallel ranges, mirrors named in hosts.toml.
 
 use crate::{
-    access::{Named, named},
+    access::{Named, named, named_by_tokens},
     clients::push,
     cluster::{Cluster, Dev, Member, metric},
     cut::Cutter,
@@ -211,7 +211,16 @@ fn containerd_mirrors_by_hosts_toml_and_outlives_the_upstream() -> Result<()> {
 #[test]
 #[ignore = "needs root and real clients: run ci/test"]
 fn containerd_pushes_and_pulls_by_name() -> Result<()> {
-    let Named { cluster, image, dir } = named("http")?;
+    push_and_pull(&named("http")?)
+}
+
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn containerd_pushes_and_pulls_by_token() -> Result<()> {
+    push_and_pull(&named_by_tokens()?)
+}
+
+fn push_and_pull(Named { cluster, image, dir }: &Named) -> Result<()> {
     let containerd = Containerd::start(&dir.path().join("first"), Fetch::Whole)?;
     let there = format!("{}/lib/app:1", cluster.proxy.addr);
     let archive = dir.path().join("image.tar").display().to_string();

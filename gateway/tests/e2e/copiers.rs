@@ -1,7 +1,7 @@
 //! crane, regctl and oras: they copy images between folders and registries, each with a registry client of its own.
 
 use crate::{
-    access::{Named, named},
+    access::{Named, named, named_by_tokens},
     clients::push,
     cluster::Dev,
     cut::Cutter,
@@ -43,7 +43,16 @@ fn copy_both_ways(
 #[test]
 #[ignore = "needs root and real clients: run ci/test"]
 fn crane_regctl_and_oras_push_and_pull_by_name() -> Result<()> {
-    let named = named("http")?;
+    push_and_pull(&named("http")?)
+}
+
+#[test]
+#[ignore = "needs root and real clients: run ci/test"]
+fn crane_regctl_and_oras_push_and_pull_by_token() -> Result<()> {
+    push_and_pull(&named_by_tokens()?)
+}
+
+fn push_and_pull(named: &Named) -> Result<()> {
     let layout = named.image.dir.display().to_string();
     let source = format!("{layout}:t");
 
@@ -57,7 +66,7 @@ fn crane_regctl_and_oras_push_and_pull_by_name() -> Result<()> {
         run_with(&env, &tool("crane")?, args)
     };
     copy_both_ways(
-        &named,
+        named,
         "lib/crane",
         |to, name| crane(to, name, &["push", &layout, to]),
         |from, name, into| crane(from, name, &["pull", "--format=oci", from, &into.display().to_string()]),
@@ -74,7 +83,7 @@ fn crane_regctl_and_oras_push_and_pull_by_name() -> Result<()> {
         run_with(&env, &tool("regctl")?, &["--host", &host, "image", "copy", from, to])
     };
     copy_both_ways(
-        &named,
+        named,
         "lib/regctl",
         |to, name| regctl(to, name, &format!("ocidir://{source}"), to),
         |from, name, into| regctl(from, name, from, &format!("ocidir://{}:t", into.display())),
@@ -92,7 +101,7 @@ fn crane_regctl_and_oras_push_and_pull_by_name() -> Result<()> {
         run(&tool("oras")?, &[&all, args].concat())
     };
     copy_both_ways(
-        &named,
+        named,
         "lib/oras",
         |to, name| oras("to", name, &["--from-oci-layout", &source, to]),
         |from, name, into| oras("from", name, &["--to-oci-layout", from, &format!("{}:t", into.display())]),
