@@ -35,11 +35,32 @@ const PARTS_AHEAD: usize = 8;
 /// Longest time for which an upload waits for a twin to take a part.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// An upload at another origin that has the bytes of one here.
+/// An upload at another origin that has the bytes of one here. Dropping it before it is settled cancels it there: what it holds is room
+/// that the other's next push may need.
 struct Twin {
     member: Member,
+    origin: Origin,
     id: String,
     len: u64,
+    settled: bool,
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.settled {
+            return;
+        }
+        let (origin, id) = (self.origin.clone(), std::mem::take(&mut self.id));
+        runtime.spawn(async move {
+            // The path wants a namespace, and an upload has none before it is settled.
+            let Ok(namespace) = "twin".parse() else { return };
+            if let Err(error) = origin.cancel(&namespace, &id).await {
+                // It ends there by itself, as nobody writes to it.
+                tracing::debug!(%error, to = %origin.addr(), "cancel a twin");
+            }
+        });
+    }
 }
 
 /// Twins of uploads that nobody writes to just now, by the id of the upload here.
@@ -67,7 +88,7 @@ impl Twins {
         entries.insert(id.to_owned(), (Instant::now(), twins));
     }
 
-    /// Forgets the twins of an upload; where they are they end by themselves, as nobody writes to them.
+    /// Gives up the twins of an upload.
     pub(super) fn forget(&self, id: &str) {
         drop(self.take(id));
     }
@@ -87,12 +108,12 @@ struct Way {
 }
 
 impl Way {
-    fn open(twin: Twin, origin: Origin) -> Self {
+    fn open(twin: Twin) -> Self {
         let (parts, body) = mpsc::channel(PARTS_AHEAD);
         let body = futures_util::stream::unfold(body, |mut body| async {
             body.recv().await.map(|bytes| (Ok::<_, Infallible>(bytes), body))
         });
-        let (id, at) = (twin.id.clone(), twin.len);
+        let (origin, id, at) = (twin.origin.clone(), twin.id.clone(), twin.len);
         let sent = tokio::spawn(async move { origin.append_twin(&id, at, http::stream(body)).await });
         Self { twin, parts, sent }
     }
@@ -144,17 +165,14 @@ impl Shared {
         if len == 0 && everybody && coming.is_none_or(|coming| coming >= LEN_MIN) {
             let others = (0..self.cluster.members().len()).filter(|member| *member != self.me);
             for member in others.filter(|member| self.cluster.is_up(*member)) {
-                match self.cluster.origin(member).start_twin(algorithm).await {
-                    Ok(id) => twins.push(Twin { member, id, len: 0 }),
+                let origin = self.cluster.origin(member).clone();
+                match origin.start_twin(algorithm).await {
+                    Ok(id) => twins.push(Twin { member, origin, id, len: 0, settled: false }),
                     Err(error) => tracing::debug!(%error, "open a twin"),
                 }
             }
         }
-        let ways = twins.into_iter().map(|twin| {
-            let origin = self.cluster.origin(twin.member).clone();
-            Way::open(twin, origin)
-        });
-        Tee { ways: ways.collect() }
+        Tee { ways: twins.into_iter().map(Way::open).collect() }
     }
 
     /// The end of [`Self::tee`]: keeps the twins until the upload goes on, or is committed.
@@ -168,15 +186,16 @@ impl Shared {
     /// Closes the twins of an upload of `len` bytes under its digest. Whoever could not is found out by whoever copies.
     pub(super) async fn close_twins(&self, id: &str, len: u64, namespace: &Namespace, digest: &Digest) {
         let twins = self.twins.take(id).into_iter().filter(|twin| twin.len == len).enumerate();
-        let closing = twins.map(|(rank, twin)| async move {
-            let delay = self.replica_delay(rank);
-            let origin = self.cluster.origin(twin.member);
-            let settled = origin.settle(digest, &twin.id, Some((namespace, delay))).await;
-            Figures::count(&self.figures.twins, if settled.is_ok() { figures::DONE } else { figures::FAILED });
-            if let Err(error) = settled {
-                tracing::debug!(?digest, to = %origin.addr(), %error, "close a twin");
-            }
-        });
+        let closing = twins.map(|(rank, twin)| self.close_twin(twin, rank, namespace, digest));
         futures_util::future::join_all(closing).await;
+    }
+
+    async fn close_twin(&self, mut twin: Twin, rank: usize, namespace: &Namespace, digest: &Digest) {
+        let settled = twin.origin.settle(digest, &twin.id, Some((namespace, self.replica_delay(rank)))).await;
+        twin.settled = settled.is_ok();
+        Figures::count(&self.figures.twins, if settled.is_ok() { figures::DONE } else { figures::FAILED });
+        if let Err(error) = settled {
+            tracing::debug!(?digest, to = %twin.origin.addr(), %error, "close a twin");
+        }
     }
 }
