@@ -132,6 +132,9 @@ pub struct Task {
     pub label: Option<Label>,
     /// How long it stands yet, milliseconds: relative, since clocks differ.
     pub left_ms: u64,
+    /// A tracker that knows nothing of it is given it anew: hosts may have begun that the tracker has not heard of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// One blob of a [`Task`].
@@ -368,6 +371,7 @@ mod tests {
             blobs: vec![blob.clone(); BLOBS_MAX],
             label: Some("l".repeat(LABEL_LEN_MAX).parse().unwrap()),
             left_ms: 24 * 60 * 60 * 1000,
+            again: false,
         };
         assert_eq!(task.clone().checked(), Ok(task.clone()));
         assert_eq!(task.bytes(), u64::MAX);

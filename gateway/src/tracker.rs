@@ -450,6 +450,7 @@ mod tests {
             blobs: vec![Wanted { digest: Digest::sha256([7; 32]), size: 5 }],
             label: None,
             left_ms: 60_000,
+            again: false,
         };
         assert_eq!(tracker.preheated(&addr, &task.id).await, Err(tracker::Error::NotFound));
         tracker.preheat(&addr, &task).await.unwrap();

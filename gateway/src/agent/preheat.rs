@@ -264,6 +264,7 @@ mod tests {
             blobs: blobs.iter().map(|(digest, size)| Wanted { digest: *digest, size: *size }).collect(),
             label: label.map(|label| label.parse().unwrap()),
             left_ms: 60_000,
+            again: false,
         }
     }
 

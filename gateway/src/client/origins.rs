@@ -128,20 +128,26 @@ impl Origins {
         wait: Duration,
     ) -> Result<Blob, Error> {
         let until = Instant::now() + wait;
+        let mut holder = None;
+        let mut pause = ROUND_PAUSE;
         loop {
+            let mut candidates = self.cluster().candidates(digest);
+            candidates.sort_by_key(|member| Some(*member) != holder);
             let ask = |origin: Origin| async move { origin.get(namespace, digest, range, Reach::Everywhere).await };
-            match self.each_from(self.cluster().candidates(digest), self.inner.patience, ask).await {
+            match self.each_from(candidates, self.inner.patience, ask).await {
                 Ok((from, opened)) => {
                     return Ok(Blob::new(self.clone(), namespace.clone(), *digest, from, opened));
                 }
                 Err(Error::Pending) if Instant::now() < until => {}
                 Err(error) => return Err(error),
             }
-            // An origin holds a layout request until the blob is there: better than asking again and again.
-            match self.layout(namespace, digest, until.saturating_duration_since(Instant::now())).await {
-                Ok(_) => {}
-                Err(error) => return Err(error),
+            if holder.is_some() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ROUND_PAUSE_MAX);
             }
+            // An origin holds a layout request until the blob is there: better than asking again and again. Whoever answers it has
+            // the blob, while the one asked first may be without the room to fetch it.
+            holder = Some(self.layout_from(namespace, digest, until).await?.0);
         }
     }
 
@@ -170,10 +176,18 @@ impl Origins {
     /// A blob's layout. Waits while it is on its way from the backend: as long as one origin holds the request
     /// ([`super::origin::LAYOUT_HOLD`]), and again until `wait` is over; then [`Error::Pending`].
     pub async fn layout(&self, namespace: &Namespace, digest: &Digest, wait: Duration) -> Result<Layout, Error> {
-        let until = Instant::now() + wait;
+        self.layout_from(namespace, digest, Instant::now() + wait).await.map(|(_, layout)| layout)
+    }
+
+    async fn layout_from(
+        &self,
+        namespace: &Namespace,
+        digest: &Digest,
+        until: Instant,
+    ) -> Result<(Member, Layout), Error> {
         loop {
             let ask = |origin: Origin| async move { origin.layout(namespace, digest).await };
-            match self.each(self.cluster().candidates(digest), self.inner.patience, ask).await {
+            match self.each_from(self.cluster().candidates(digest), self.inner.patience, ask).await {
                 Err(Error::Pending) if Instant::now() < until => {}
                 answer => return answer,
             }

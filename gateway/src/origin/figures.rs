@@ -30,8 +30,8 @@ pub(super) struct Outcome {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 pub(super) struct Refreshed {
-    source: &'static str,
-    outcome: &'static str,
+    pub(super) source: &'static str,
+    pub(super) outcome: &'static str,
 }
 
 pub(super) const DONE: &str = "done";

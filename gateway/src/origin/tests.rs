@@ -16,7 +16,7 @@ use engine::handle::Stat;
 use http_body_util::BodyExt;
 use hyper::{Method, Uri, body::Incoming, header};
 use peer_proto::{Algorithm, Layout, LayoutBuilder};
-use std::{path::Path, time::Instant};
+use std::{num::NonZeroU64, path::Path, time::Instant};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,6 +41,8 @@ struct Node {
     dir: TempDir,
     addr: HostPort,
     listener: Option<TcpListener>,
+    /// Most bytes of its store, from its next start on.
+    quota: Option<NonZeroU64>,
     running: Option<Running>,
 }
 
@@ -145,7 +147,8 @@ impl Cluster {
         for _ in 0..count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap().to_string().parse().unwrap();
-            nodes.push(Node { dir: tempfile::tempdir().unwrap(), addr, listener: Some(listener), running: None });
+            let dir = tempfile::tempdir().unwrap();
+            nodes.push(Node { dir, addr, listener: Some(listener), quota: None, running: None });
         }
         let addrs: Vec<HostPort> = nodes.iter().map(|node| node.addr.clone()).collect();
         let http = Client::default();
@@ -170,7 +173,8 @@ impl Cluster {
             Some(listener) => listener,
             None => TcpListener::bind(node.addr.as_str()).await.unwrap(),
         };
-        let engine = engine::start(engine_config(node.dir.path())).unwrap();
+        let engine =
+            engine::start(engine::handle::Config { quota: node.quota, ..engine_config(node.dir.path()) }).unwrap();
         let pause = "20ms".parse().unwrap();
         let retries = retry::Config { pause, pause_max: "100ms".parse().unwrap(), ..retry::Config::default() };
         let queue = Queue::open(&node.dir.path().join("retry.db"), retries).unwrap();
@@ -693,6 +697,24 @@ async fn a_reader_goes_on_at_the_next_owner() {
         read.extend_from_slice(&part.unwrap());
     }
     assert!(read == bytes[5..], "{} bytes, wrong ones", read.len());
+}
+
+#[tokio::test]
+async fn an_owner_without_room_passes_readers_on() {
+    let mut cluster = Cluster::start(2, 1).await;
+    let bytes = content(41, 3 << 20);
+    let first = cluster.first(&digest_of(&bytes));
+    cluster.down(first).await;
+    let digest = cluster.push(&bytes).await.unwrap();
+    cluster.nodes[first].quota = NonZeroU64::new(1 << 20);
+    cluster.up(first, 1).await;
+    assert_eq!(cluster.first(&digest), first);
+
+    assert_eq!(cluster.pull(&digest).await.unwrap(), bytes);
+    assert!(!cluster.holds(first, &digest).await);
+    let refreshes = &cluster.running(first).service.shared.figures.refreshes;
+    let fetches = refreshes.get_or_create(&figures::Refreshed { source: "origin", outcome: figures::FAILED }).get();
+    assert!((1..=2).contains(&fetches), "{fetches} fetches for one read");
 }
 
 #[tokio::test(flavor = "multi_thread")]

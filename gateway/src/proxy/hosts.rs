@@ -143,7 +143,7 @@ async fn progress(trackers: &Tracker, tracker: &str, id: &Id, task: Option<&Task
     match (trackers.preheated(tracker, id).await, task) {
         (Err(tracker::Error::NotFound), Some(task)) => {
             tracing::info!(%id, tracker, "a tracker has forgotten a preheat; giving it again");
-            trackers.preheat(tracker, task).await?;
+            trackers.preheat(tracker, &Task { again: true, ..task.clone() }).await?;
             trackers.preheated(tracker, id).await
         }
         (told, _) => told,
@@ -164,6 +164,7 @@ mod tests {
             blobs: vec![Wanted { digest: Digest::sha256([7; 32]), size: 5 }],
             label: None,
             left_ms: 60_000,
+            again: false,
         }
     }
 

@@ -327,6 +327,7 @@ impl<C: Content> Preheat<C> {
             blobs: blobs.into_iter().map(|(digest, size)| Wanted { digest, size }).collect(),
             label,
             left_ms: u64::try_from(life.as_millis()).unwrap_or(u64::MAX),
+            again: false,
         };
         let task = task.checked().map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
         let (count, id) = (task.blobs.len(), task.id);

@@ -173,6 +173,8 @@ impl Table {
     pub(super) fn progress(&mut self, now: Instant, id: &Id) -> Option<Progress> {
         self.sweep(now);
         let entry = self.tasks.get(id).filter(|entry| now < entry.until)?;
+        // A host with a part of it may be away just now; once it would be silent, it is missed by nobody.
+        let known_after = if entry.task.again { self.silence() } else { 2 * self.interval(false) };
         let mut progress = Progress {
             id: *id,
             image: entry.task.image.clone(),
@@ -186,7 +188,7 @@ impl Table {
             failed: 0,
             bytes_held: 0,
             failures: Vec::new(),
-            settled: now.since(self.started) >= 2 * self.interval(false),
+            settled: now.since(self.started) >= known_after,
             oldest_report_ms: 0,
             left_ms: u64::try_from(entry.until.since(now).as_millis()).unwrap_or(u64::MAX),
         };
@@ -277,6 +279,7 @@ mod tests {
             blobs: blobs.into(),
             label: label.map(|label| label.parse().unwrap()),
             left_ms: 3_600_000,
+            again: false,
         }
     }
 
@@ -357,6 +360,21 @@ mod tests {
         assert_eq!(counts(&mut table, at(152), &id), [2, 2, 0, 0, 0], "back again");
         assert_eq!(table.poll(at(153), poll(1, &[], &[])).unwrap().tasks.len(), 1);
         assert_eq!(counts(&mut table, at(153), &id), [2, 1, 0, 1, 0], "started again, with nothing found yet");
+    }
+
+    #[test]
+    fn a_tracker_that_was_away_waits_for_whom_it_does_not_know() {
+        let mut table = table();
+        let (new, old) = (task(None), Task { again: true, ..task(None) });
+        let ids = [new.id, old.id];
+        table.put(at(0), new).unwrap();
+        table.put(at(0), old).unwrap();
+        for secs in [19, 20, 99, 100] {
+            let here = ids.map(|id| (id, State::Holding, 100));
+            table.poll(at(secs), poll(1, &[], &here)).unwrap();
+            let proven = ids.map(|id| table.progress(at(secs), &id).unwrap().is_proven());
+            assert_eq!(proven, [secs >= 20, secs >= 100], "after {secs} s");
+        }
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Drop for Small {
 /// Status and body of a request with a file as its body.
 fn send(method: &str, url: &str, file: &Path) -> Result<(u16, String)> {
     let data = format!("@{}", file.display());
-    let said = run("curl", &["-s", "-X", method, "-w", "\n%{http_code}", "--data-binary", &data, url])?;
+    let said = run("curl", &["-s", "-m", "120", "-X", method, "-w", "\n%{http_code}", "--data-binary", &data, url])?;
     let (body, status) = said.rsplit_once('\n').context("no status")?;
     Ok((status.parse()?, body.to_owned()))
 }
@@ -150,7 +150,7 @@ fn a_full_disk_is_said_and_harmless() -> Result<()> {
     for (image, from) in [(&fits, proxy), (&next, proxy), (&next, agent), (&fits, agent), (&next, agent)] {
         let (digest, _) = image.layers[0];
         let url = format!("http://{from}/v2/lib/app/blobs/{digest}");
-        run("curl", &["-sf", "-o", &got.display().to_string(), &url])?;
+        run("curl", &["-sf", "-m", "120", "-o", &got.display().to_string(), &url])?;
         ensure!(fs::read(&got)? == fs::read(image.blob(&digest))?, "{url}");
     }
     Ok(())

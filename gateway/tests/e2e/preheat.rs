@@ -40,8 +40,9 @@ fn received(cluster: &Cluster, k: usize) -> f64 {
 fn hosts_with_a_label_hold_an_image_and_prove_it() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let image = Image::make(&dir.path().join("image"), &[60 * MIB, 3 * MIB, 1000], 21)?;
-    let texts =
-        [("tracker", "[tracker]\ninterval_preheat = \"200ms\"\n"), ("agent", "[limits]\npeer_in = \"8MiB/s\"\n")];
+    let tracker = "[tracker]\ninterval_preheat = \"200ms\"\ninterval_leeching = \"2s\"\ninterval_seeding = \"5s\"\n\
+                   silence_max = \"20s\"\n";
+    let texts = [("tracker", tracker), ("agent", "[limits]\npeer_in = \"8MiB/s\"\n")];
     let mut cluster = Cluster::start_with(dir.path(), 3, &More { texts: &texts, scheme: "http" })?;
     let config_dir = cluster.dir().to_owned();
     for (k, labels) in [(0, r#"["gpu", "zone=a"]"#), (1, r#"["gpu", "zone=b"]"#), (2, r#"["zone=b"]"#)] {
