@@ -84,6 +84,11 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Maps its first `len` bytes for reading; none where this disk does not map.
     fn map(&self, len: u64) -> io::Result<Option<Arc<dyn Mapping>>>;
 
+    /// Whether a range, not an empty one, is in memory, as [`Mapping::resident`] tells; none where only that can tell.
+    fn resident(&self, _range: Range<u64>) -> Option<bool> {
+        None
+    }
+
     /// What the kernel may send its bytes from without passing them through a process; none where it cannot.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -160,7 +165,7 @@ pub fn is_full(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{buf::Pool, handle::SendPath};
+    use crate::{buf::Pool, handle::SendPath, raw};
 
     /// What the store relies on, of every disk.
     fn conforms(disk: &dyn Disk) {
@@ -185,6 +190,7 @@ mod tests {
         let map = file.map(10_000).unwrap().unwrap();
         assert_eq!(Arc::clone(&map).bytes(4_000..4_005), &b"hello"[..]);
         assert!(map.resident(4_000..4_005), "just written");
+        assert_ne!(file.resident(4_000..4_005), Some(false), "as the mapping has it");
         assert_eq!(kind(file.map(10_001).map(drop)), io::ErrorKind::UnexpectedEof);
 
         let ahead = disk.create("a/y", Space::Ahead(100_000)).unwrap();
@@ -229,6 +235,37 @@ mod tests {
             "one process"
         );
         conforms(&sim::Sim::new(1, 1 << 20));
+    }
+
+    /// Both ways to tell what is in memory say the same, and where the kernel refuses the cheaper one the other is left.
+    #[test]
+    fn what_is_in_memory_is_known_by_count_or_by_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = real::Real::open(dir.path(), true, SendPath::Sendfile).unwrap();
+        let file = disk.create("x", Space::None).unwrap();
+        file.write_at(0, &vec![7; 1 << 20]).unwrap();
+        file.sync().unwrap();
+        let map = file.map(1 << 20).unwrap().unwrap();
+        let ranges = [0..1 << 20, 0..1, 500_000..600_000, 700_000..700_001, (1 << 20) - 1..1 << 20];
+        let agree = |cut: &str| {
+            for range in ranges.clone() {
+                let counted = file.resident(range.clone());
+                assert!(counted.is_none_or(|it| it == map.resident(range.clone())), "{cut} {range:?}: {counted:?}");
+            }
+        };
+        agree("written");
+        let fd = file.descriptor().unwrap();
+        let half = std::num::NonZeroU64::new(1 << 19);
+        rustix::fs::fadvise(fd, 1 << 19, half, rustix::fs::Advice::DontNeed).unwrap();
+        agree("half of it dropped");
+        std::thread::scope(|scope| {
+            let refused = scope.spawn(|| {
+                raw::ring::tests::refuse(451);
+                (file.resident(0..1), map.resident(0..1))
+            });
+            assert_eq!(refused.join().unwrap(), (None, true));
+        });
+        assert_eq!(file.resident(0..1), None, "not asked again");
     }
 
     /// A power cut keeps what was synced, and of the rest each page and each name by itself.

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use rustix::{
     fd::OwnedFd,
     fs::{self, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags},
-    io::Errno,
+    io::{Errno, ReadWriteFlags},
 };
 use std::{
     fs::File as StdFile,
-    io,
+    io::{self, IoSliceMut},
     ops::Range,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
@@ -37,6 +37,8 @@ pub struct Real {
     mmap: bool,
     /// Whether the kernel may be told to send straight from files; false for good once it cannot.
     sendfile: Arc<AtomicBool>,
+    /// Whether the kernel counts the pages that are in memory; false for good once it does not.
+    counts: Arc<AtomicBool>,
     /// Held for its lock: two processes on one directory would delete each other's files.
     _lock: OwnedFd,
 }
@@ -49,7 +51,7 @@ impl Real {
         let lock = fs::openat(&root, "lock", OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, FILE_MODE)?;
         fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         let sendfile = Arc::new(AtomicBool::new(send == SendPath::Sendfile));
-        Ok(Self { root, mmap, sendfile, _lock: lock })
+        Ok(Self { root, mmap, sendfile, counts: Arc::new(AtomicBool::new(true)), _lock: lock })
     }
 
     fn opened(&self, fd: OwnedFd) -> Arc<dyn File> {
@@ -57,6 +59,7 @@ impl Real {
             file: fd.into(),
             mmap: self.mmap,
             sendfile: Arc::clone(&self.sendfile),
+            counts: Arc::clone(&self.counts),
             direct: OnceLock::new(),
         })
     }
@@ -169,6 +172,7 @@ struct Open {
     file: StdFile,
     mmap: bool,
     sendfile: Arc<AtomicBool>,
+    counts: Arc<AtomicBool>,
     /// The same file for direct reads, once one was wanted; none where the file system has no such.
     direct: OnceLock<Option<OwnedFd>>,
 }
@@ -178,6 +182,19 @@ impl Open {
     fn reopen_direct(&self) -> Option<OwnedFd> {
         let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         fs::open(name, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+}
+
+impl Open {
+    /// Whether a page has all its bytes: one that the page cache has may still be waiting for them.
+    fn is_read(&self, offset: u64) -> io::Result<bool> {
+        let mut byte = [0];
+        let parts = &mut [IoSliceMut::new(&mut byte)];
+        match rustix::io::preadv2(&self.file, parts, offset, ReadWriteFlags::NOWAIT) {
+            Ok(got) => Ok(got == 1),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -233,6 +250,30 @@ impl File for Open {
         }
         let map = Map::new(&self.file, len)?;
         Ok(Some(Arc::new(map)))
+    }
+
+    /// Counts pages, which costs a small part of what looking at each of them through a mapping does, then makes sure of the first and
+    /// the last: while a read is under way they are there and empty, and what reads ahead fills them in this order.
+    fn resident(&self, range: Range<u64>) -> Option<bool> {
+        if !self.counts.load(Relaxed) {
+            return None;
+        }
+        let page = rustix::param::page_size() as u64;
+        let pages = range.end.div_ceil(page) - range.start / page;
+        let resident = || -> io::Result<bool> {
+            Ok(raw::file::cached_pages(self.file.as_fd(), range.clone())? == pages
+                && self.is_read(range.start)?
+                && self.is_read(range.end - 1)?)
+        };
+        match resident() {
+            Ok(resident) => Some(resident),
+            Err(error) => {
+                if self.counts.swap(false, Relaxed) {
+                    tracing::info!(%error, "the kernel does not count cached pages: each is looked at");
+                }
+                None
+            }
+        }
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

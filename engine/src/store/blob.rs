@@ -117,7 +117,10 @@ impl Blob {
         range.start <= range.end
             && range.end <= self.layout.length()
             && self.seen.covers(range.clone())
-            && (range.is_empty() || self.mapping.as_ref().is_some_and(|mapping| mapping.resident(range)))
+            && (range.is_empty()
+                || self.mapping.as_ref().is_some_and(|mapping| {
+                    self.file.resident(range.clone()).unwrap_or_else(|| mapping.resident(range))
+                }))
     }
 
     /// Notes that it is in use, for the order of eviction.
