@@ -349,6 +349,9 @@ impl Handle {
         if let Some(blob) = self.inner.store.opened(digest) {
             return Ok(blob.stat());
         }
+        if self.knows_absent(digest) {
+            return Ok(Stat::Absent);
+        }
         let digest = *digest;
         Ok(self.inner.workers.call(move |store| store.stat(&digest)).await??)
     }
@@ -460,11 +463,16 @@ impl Handle {
     async fn blob(&self, digest: &Digest) -> Result<Option<Arc<store::Blob>>, Error> {
         match self.inner.store.opened(digest) {
             Some(blob) => Ok(Some(blob)),
+            None if self.knows_absent(digest) => Ok(None),
             None => {
                 let digest = *digest;
                 Ok(self.inner.workers.call(move |store| store.blob(&digest)).await??)
             }
         }
+    }
+
+    fn knows_absent(&self, digest: &Digest) -> bool {
+        !self.inner.workers.is_stopped() && self.inner.store.knows_absent(digest)
     }
 
     fn read_whole(&self, blob: Arc<store::Blob>, range: Range<u64>) -> Reader {

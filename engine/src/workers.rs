@@ -210,6 +210,11 @@ impl Workers {
         true
     }
 
+    /// Whether calls are refused.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.shared.lane(Lane::Disk).queue().closed
+    }
+
     /// Jobs that wait.
     pub fn queued(&self) -> usize {
         Lane::ALL.map(|lane| self.shared.lane(lane).queue().tasks.len()).iter().sum()

@@ -47,7 +47,7 @@ pub const READERS_MAX: usize = 64;
 /// A download of ranges becomes one of the whole blob once more than one piece in so many is here or was asked for.
 pub const WHOLE_SHARE: u32 = 4;
 /// Agents, and origins, aimed at for a download of ranges: a few pieces are soon here, and each connection costs both ends.
-const RANGES_DEGREE: u16 = 4;
+pub const RANGES_DEGREE: u16 = 4;
 /// Most outstanding requests at one peer.
 pub const WINDOW_MAX: u16 = 16;
 /// Wait before a lost source is dialled again, the first time.

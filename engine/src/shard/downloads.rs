@@ -115,6 +115,11 @@ impl Core {
         if self.downloads.len() >= DOWNLOADS_MAX {
             return self.answer(reply, Err(Error::Busy("table of downloads")));
         }
+        // The tracker is asked for peers while the disk makes room: whoever downloads wants them, whatever of it is here.
+        let degree = swarm::Config::new(self.setup.id, 0).degree;
+        let want = if extent == Extent::Whole { degree } else { degree.min(swarm::RANGES_DEGREE) };
+        let (pieces, state) = (layout.geometry().pieces(), Active::Leeching { want });
+        self.setup.notices.put(Notice { digest, namespace: namespace.clone(), have: 0, pieces, state });
         let mut download = Download::new(namespace.clone(), layout.clone(), class, extent);
         download.beginners.push(reply);
         self.downloads.insert(digest, download);

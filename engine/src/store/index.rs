@@ -1,5 +1,6 @@
 //! The inventory of whole blobs across restarts: a snapshot that makes the first second cheap, and the scan that keeps it
-//! honest. Neither is the truth: that is the directory tree, and whoever asks for a blob asks the tree.
+//! honest. Neither is the truth: that is the directory tree, and whoever asks for a blob asks the tree, until the scan has seen all
+//! of it.
 //!
 //! The snapshot, file `index`, little endian:
 //!
@@ -129,6 +130,14 @@ impl Store {
     pub fn is_inventoried(&self) -> bool {
         let inventory = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
         inventory.snapshot || inventory.steps == STEPS
+    }
+
+    /// Whether a blob is certainly not here, not even in part: the scan has been through and nobody has brought it since. No disk is
+    /// asked, so any thread may call it; false also of what only the disk can tell.
+    pub fn knows_absent(&self, digest: &Digest) -> bool {
+        // A scan that is under way holds this for long.
+        let scanned = self.inventory.try_lock().is_ok_and(|inventory| inventory.steps == STEPS);
+        scanned && self.table().knows_nothing_of(digest)
     }
 
     /// Compares the next of the 512 directories with what is known: names are listed, no blob is opened. False once all are

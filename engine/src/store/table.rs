@@ -71,6 +71,11 @@ impl Table {
         self.claimed.insert(*digest)
     }
 
+    /// Whether nothing of a blob is known and nobody is about to change that.
+    pub(super) fn knows_nothing_of(&self, digest: &Digest) -> bool {
+        !self.entries.contains_key(digest) && !self.claimed.contains(digest)
+    }
+
     pub(super) fn release(&mut self, digest: &Digest) {
         self.claimed.remove(digest);
     }

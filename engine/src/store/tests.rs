@@ -540,7 +540,11 @@ fn the_inventory_is_right_whatever_the_snapshot_says() {
                 store.list(None, 9).unwrap().into_iter().map(|e| (e.digest, e.idle.as_secs())).collect();
             assert_eq!(idle[blobs[1].digest()], 9, "last uses are kept");
         }
+        let certain = |made: &&Made| store.knows_absent(made.digest());
+        assert_eq!(blobs.iter().filter(certain).count(), 0, "{case}: not before all was seen");
         while store.scan().unwrap() {}
+        let absent = if case == "outdated" { 0..1 } else { 5..6 };
+        assert!((0..6).all(|i| certain(&&blobs[i]) == absent.contains(&i)), "{case}");
         let present = if case == "outdated" { &blobs[1..6] } else { &blobs[..5] };
         let mut expected: Vec<Digest> = present.iter().map(|made| *made.digest()).collect();
         expected.sort();
