@@ -45,6 +45,7 @@ pub(crate) fn refused<T>(outcome: Result<T>, what: &str) -> Result<()> {
         "401",
         "403",
         "unauthorized",
+        "not authorized",
         "denied",
         "no basic auth",
         "credential not found",
