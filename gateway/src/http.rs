@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::Box
 use hyper::{
     StatusCode,
     body::Frame,
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     http::{request::Parts, uri::Authority},
 };
 use std::{
@@ -25,6 +25,7 @@ use std::{
     pin::Pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 /// Whatever went wrong inside a body.
@@ -105,12 +106,14 @@ pub struct Error {
     pub status: StatusCode,
     /// The answer's text: what is wrong and, where it helps, what to do.
     pub message: Cow<'static, str>,
+    /// When to ask again, where that is known.
+    pub after: Option<Duration>,
 }
 
 impl Error {
     /// An error with this status and text.
     pub fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), after: None }
     }
 
     /// 400.
@@ -128,6 +131,11 @@ impl Error {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// 429: not before this time is over.
+    pub fn limited(message: impl Into<Cow<'static, str>>, after: Duration) -> Self {
+        Self { after: Some(after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
     /// 503.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
@@ -136,8 +144,21 @@ impl Error {
 
 impl From<Error> for Response {
     fn from(error: Error) -> Self {
-        text(error.status, error.message.into_owned())
+        let mut response = text(error.status, error.message.into_owned());
+        response.headers_mut().extend(error.after.map(|after| (header::RETRY_AFTER, retry_after(after))));
+        response
     }
+}
+
+/// A `Retry-After`: whole seconds, at least one.
+pub fn retry_after(after: Duration) -> HeaderValue {
+    HeaderValue::from((after + Duration::from_millis(999)).as_secs().max(1))
+}
+
+/// The seconds of a `Retry-After`; none of a date, as clocks differ.
+pub fn retried_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Reads a whole body of at most `limit` bytes; 413 beyond, 400 where it breaks off.

@@ -182,6 +182,7 @@ impl From<downloads::Error> for Error {
     fn from(error: downloads::Error) -> Self {
         let status = match &error {
             downloads::Error::NotFound(_) => StatusCode::NOT_FOUND,
+            downloads::Error::Limited { message, after } => return Self::limited(message.clone(), *after),
             downloads::Error::Busy => StatusCode::SERVICE_UNAVAILABLE,
             downloads::Error::Unknowable(_) | downloads::Error::Pending { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             downloads::Error::Engine(error) => match **error {

@@ -42,6 +42,14 @@ pub enum Error {
     /// Whether anybody has it cannot be known now.
     #[error("{0}")]
     Unknowable(#[source] tracker::Error),
+    /// Where it would have to be fetched from, a limit is reached.
+    #[error("{message}")]
+    Limited {
+        /// Whose.
+        message: String,
+        /// When it may be asked for again.
+        after: Duration,
+    },
     /// It did not come from the backend in time.
     #[error("blob {digest} is still being fetched from the backend after {waited:?}")]
     Pending {
@@ -219,6 +227,7 @@ impl Downloads {
                         return Err(Error::Pending { digest, waited: start.elapsed() });
                     }
                 }
+                Err(tracker::Error::Limited { message, after }) => return Err(Error::Limited { message, after }),
                 Err(error @ tracker::Error::Refused { .. }) => return Err(Error::Unknowable(error)),
                 Err(error) => {
                     let since: Instant = *unreachable_since.get_or_insert_with(Instant::now);

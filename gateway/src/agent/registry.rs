@@ -77,6 +77,7 @@ fn failure(error: downloads::Error) -> Failure {
     let message = error.to_string();
     match error {
         Error::NotFound(_) => Failure::Unknown,
+        Error::Limited { after, .. } => Failure::Limited { message, after },
         Error::Unknowable(_) | Error::Pending { .. } | Error::Busy => Failure::Unavailable(message),
         Error::Engine(error) => match &*error {
             engine::Error::NotFound(_) => Failure::Unknown,

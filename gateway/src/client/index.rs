@@ -45,6 +45,14 @@ pub enum Error {
     /// No index could be reached, or none could reach its backend.
     #[error("index is unavailable: {0}")]
     Unavailable(String),
+    /// An upstream's limit is reached.
+    #[error("{message}")]
+    Limited {
+        /// What the index said.
+        message: String,
+        /// When it may be asked again.
+        after: Duration,
+    },
     /// An index said no: a tag whose content is missing, for one.
     #[error("{index}: {message}")]
     Refused {
@@ -296,11 +304,11 @@ impl Index {
         let request = request.map_err(|error| odd(index.as_str(), error))?;
         let exchange = async {
             let answer = self.inner.http.send(request, timeout).await.map_err(|error| unavailable(&error))?;
-            let status = answer.status();
+            let (status, after) = (answer.status(), http::retried_after(answer.headers()));
             let body = http::read_body(answer.into_body(), len_max).await.map_err(|error| unavailable(&error))?;
-            Ok((status, body))
+            Ok((status, after, body))
         };
-        let (status, body) = match tokio::time::timeout(timeout, exchange).await {
+        let (status, after, body) = match tokio::time::timeout(timeout, exchange).await {
             Ok(exchanged) => exchanged?,
             Err(_) => return Err(unavailable(&format_args!("no whole answer within {timeout:?}"))),
         };
@@ -308,6 +316,9 @@ impl Index {
         match status {
             StatusCode::OK => Ok(body),
             StatusCode::NOT_FOUND => Err(Error::NotFound),
+            StatusCode::TOO_MANY_REQUESTS if let Some(after) = after => {
+                Err(Error::Limited { message: message(), after })
+            }
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE

@@ -89,6 +89,16 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// Where it would have to be fetched from, a limit is reached.
+    #[error("{origin}: {message}")]
+    Limited {
+        /// Who found out.
+        origin: String,
+        /// What it said.
+        message: String,
+        /// When it may be asked again.
+        after: Duration,
+    },
     /// An origin, or the last of all, was not reached.
     #[error("{0}")]
     Unreachable(String),
@@ -107,7 +117,7 @@ impl Error {
     pub fn elsewhere(&self) -> bool {
         match self {
             Self::Refused { status, .. } => status.is_server_error(),
-            Self::Busy { .. } | Self::Unreachable(_) | Self::Answer { .. } => true,
+            Self::Busy { .. } | Self::Limited { .. } | Self::Unreachable(_) | Self::Answer { .. } => true,
             _ => false,
         }
     }
@@ -126,6 +136,7 @@ impl Error {
             Self::Mismatch(_) | Self::Body => StatusCode::BAD_REQUEST,
             Self::TooLong { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Refused { status, .. } => *status,
+            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Busy { .. } | Self::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Answer { .. } => StatusCode::BAD_GATEWAY,
         }
@@ -134,7 +145,8 @@ impl Error {
 
 impl From<Error> for http::Error {
     fn from(error: Error) -> Self {
-        Self::new(error.status(), error.to_string())
+        let after = if let Error::Limited { after, .. } = &error { Some(*after) } else { None };
+        Self { after, ..Self::new(error.status(), error.to_string()) }
     }
 }
 
@@ -513,17 +525,22 @@ impl Origin {
                 return Error::Range(total);
             }
         }
+        let after = http::retried_after(answer.headers());
         let message = match http::read_body(answer.into_body(), TEXT_LEN_MAX).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
             Err(error) => error.message.into_owned(),
         };
         let origin = self.addr.to_string();
-        match status {
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Error::Busy { origin, message },
-            status => Error::Refused { origin, status, message },
+        match (status, after) {
+            (StatusCode::TOO_MANY_REQUESTS, Some(after)) => Error::Limited { origin, message, after },
+            (
+                StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT,
+                _,
+            ) => Error::Busy { origin, message },
+            (status, _) => Error::Refused { origin, status, message },
         }
     }
 

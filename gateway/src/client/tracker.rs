@@ -56,6 +56,14 @@ pub enum Error {
     /// Nobody was reached who could say, or they have too much to do.
     #[error("{0}")]
     Unreachable(String),
+    /// Where it would have to be fetched from, a limit is reached.
+    #[error("{message}")]
+    Limited {
+        /// What the tracker said.
+        message: String,
+        /// When it may be asked again.
+        after: Duration,
+    },
     /// Somebody who should know says that it cannot be known.
     #[error("{tracker}: {message}")]
     Refused {
@@ -200,6 +208,7 @@ impl Tracker {
         };
         self.down().remove(tracker);
         let status = answer.status();
+        let after = http::retried_after(answer.headers());
         let len_max = if status == StatusCode::OK { len_max } else { TEXT_LEN_MAX };
         let read = tokio::time::timeout(timeout, http::read_body(answer.into_body(), len_max));
         let body = match read.await {
@@ -214,6 +223,9 @@ impl Tracker {
             StatusCode::NOT_FOUND => Err(Error::NotFound),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
                 Err(Error::Unreachable(format!("{tracker}: {}", message())))
+            }
+            StatusCode::TOO_MANY_REQUESTS if let Some(after) = after => {
+                Err(Error::Limited { message: message(), after })
             }
             status => Err(Error::Refused { tracker: tracker.to_owned(), status, message: message() }),
         }

@@ -191,6 +191,7 @@ impl From<upstream::Error> for Error {
             // A registry says so of what it does not have, too; and with a 404 clients go on to it with names of their own.
             upstream::Error::NotFound | upstream::Error::Denied(_) => Self::NotFound,
             upstream::Error::Unavailable(why) => Self::Unavailable(format!("upstream: {why}")),
+            upstream::Error::Limited { why, after } => Self::Limited(format!("upstream: {why}"), after),
             upstream::Error::Answer(why) => Self::Failed(why),
         }
     }

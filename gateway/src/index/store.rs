@@ -44,6 +44,9 @@ pub(super) enum Error {
     Invalid(String),
     #[error("{0}")]
     Unavailable(String),
+    /// An upstream's limit is reached, for this long.
+    #[error("{0}")]
+    Limited(String, Duration),
     #[error("{0}")]
     Failed(String),
 }
@@ -64,6 +67,7 @@ impl From<Error> for http::Error {
             Error::NotFound => Self::not_found("not found"),
             Error::Invalid(message) => Self::bad_request(message),
             Error::Unavailable(message) => Self::unavailable(message),
+            Error::Limited(message, after) => Self::limited(message, after),
             Error::Failed(message) => Self::internal(message),
         }
     }

@@ -288,7 +288,12 @@ impl Shared {
             }
             Source::Upstream(repository, kind) => {
                 let object = repository.read(digest, *kind, rest.start).await;
-                let object = object.map_err(|error| Broke::Source(error.to_string()))?;
+                let object = object.map_err(|error| match error {
+                    upstream::Error::Limited { why, after } => {
+                        Broke::Off(http::Error::limited(format!("upstream: {why}"), after))
+                    }
+                    error => Broke::Source(error.to_string()),
+                })?;
                 if object.size.is_some_and(|size| size != found.size) {
                     return Err(Broke::Off(http::Error::internal("upstream changed the blob's size")));
                 }
@@ -318,6 +323,7 @@ async fn locate_upstream(repository: upstream::Repository, digest: &Digest) -> R
             Err(http::Error::not_found("upstream does not let us have the blob"))
         }
         Err(upstream::Error::Unavailable(why)) => Err(http::Error::unavailable(format!("upstream: {why}"))),
+        Err(upstream::Error::Limited { why, after }) => Err(http::Error::limited(format!("upstream: {why}"), after)),
         Err(error @ upstream::Error::Answer(_)) => {
             tracing::warn!(?digest, upstream = repository.upstream().name(), %error, "ask an upstream for a blob");
             Err(http::Error::internal(error.to_string()))

@@ -3,7 +3,7 @@
 
 use super::{Limits, Proxy, Store};
 use crate::{
-    client::Index,
+    client::{Index, tracker::Error::Limited},
     config::HostPort,
     http::Client,
     index,
@@ -12,6 +12,7 @@ use crate::{
         Rules, Service, Tags,
         harness::{Server, bytes},
     },
+    tracker,
     upstream::{
         Mirror, Names, Upstreams,
         tests::{Gate, Mode, push, upstreams},
@@ -129,7 +130,12 @@ async fn tags_are_as_fresh_as_is_asked_for_and_outlive_the_upstream() {
         }
         gate.service.set(Mode::Broken);
         let unknown = system.pull("/v2/up.example/lib/app/manifests/2").await.0;
-        assert_eq!(unknown, 503, "nobody can say");
+        let limited = moved;
+        assert_eq!(
+            unknown,
+            if limited { 429 } else { 503 },
+            "{freshness}: nobody can say; whoever has asked meanwhile keeps the limit"
+        );
         drop(gate);
         assert_eq!(resolved().await, (200, now.to_string()), "{freshness}");
     }
@@ -167,17 +173,37 @@ async fn with_access_control_a_repository_has_what_the_upstreams_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_an_upstream_is_kept_for_everybody_at_once() {
     let gate = Gate::start(Mode::Open).await;
-    push(&gate, "lib/app", "1", "layer").await;
+    let (manifest, blob) = push(&gate, "lib/app", "1", "layer").await;
     let system = System::start(&upstreams(gate.addr, "", None), false).await;
     gate.service.set(Mode::Limited("3600"));
-    assert_eq!(system.pull("/v2/up.example/lib/app/manifests/1").await.0, 503);
+    let limited = system.proxy.get("/v2/up.example/lib/app/manifests/1").await;
+    assert_eq!((limited.status, limited.code().as_str()), (429, "TOOMANYREQUESTS"), "{limited:?}");
+    assert_eq!(limited.header("retry-after"), "600", "the longest that is believed");
     assert_eq!(gate.service.seen().len(), 1);
     let of = |repository| (0..20).map(move |n| format!("/v2/up.example/{repository}/manifests/{n}"));
     let paths: Vec<String> = of("lib/app").chain(of("lib/other")).collect();
     let pulls = join_all(paths.iter().map(|path| system.pull(path))).await;
     for (path, (status, _)) in paths.iter().zip(pulls) {
-        assert_eq!(status, 503, "{path}");
+        assert_eq!(status, 429, "{path}");
     }
     let seen = gate.service.seen();
     assert!(seen.is_empty(), "asked although told to wait: {seen:?}");
+
+    // By digest the origins are asked, each of which learns of the limit by itself, once; and nobody waits for what will not come: the
+    // proxy's patience is as long as the test's, an agent's likewise.
+    let mut paths = Vec::new();
+    for (kind, digest) in [("blobs", blob), ("manifests", manifest)] {
+        paths.extend([(); 10].map(|()| format!("/v2/up.example/lib/app/{kind}/{digest}")));
+    }
+    for answer in join_all(paths.iter().map(|path| system.proxy.get(path))).await {
+        assert_eq!((answer.status, answer.code().as_str()), (429, "TOOMANYREQUESTS"), "{answer:?}");
+        assert!((1..=600).contains(&answer.header("retry-after").parse().unwrap()), "{answer:?}");
+    }
+    let (_tracker, tracker) = tracker::harness::start_of(&system.cluster.addrs()).await;
+    let namespace = "up.example/lib/app".parse().unwrap();
+    for answer in join_all([(); 10].map(|()| tracker.layout(&namespace, &blob))).await {
+        assert!(matches!(answer, Err(Limited { after, .. }) if after.as_secs() <= 600), "{answer:?}");
+    }
+    let seen = gate.service.seen();
+    assert!(seen.len() <= 2, "asked although told to wait: {seen:?}");
 }

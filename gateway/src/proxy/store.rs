@@ -144,6 +144,7 @@ fn failure(error: origin::Error) -> Failure {
     let message = error.to_string();
     match error {
         Error::NotFound => Failure::Unknown,
+        Error::Limited { after, .. } => Failure::Limited { message, after },
         Error::UploadUnknown => Failure::UploadUnknown,
         Error::Offset { expected } => Failure::Offset { expected },
         Error::Mismatch(message) => Failure::Mismatch(message),

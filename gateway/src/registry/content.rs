@@ -8,14 +8,14 @@ use super::{
     range::Spec,
     session::Session,
 };
-use crate::http::Body;
+use crate::http::{self, Body};
 use bytes::Bytes;
 use hyper::{
     StatusCode,
     header::{self, HeaderValue},
 };
 use peer_proto::{Algorithm, Digest};
-use std::{future::Future, ops::Range};
+use std::{future::Future, ops::Range, time::Duration};
 
 /// Why content was not read or written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -48,6 +48,14 @@ pub enum Failure {
     /// Whether it is here cannot be known now, or it cannot be done now.
     #[error("{0}")]
     Unavailable(String),
+    /// Where it would have to be fetched from, a limit is reached.
+    #[error("{message}")]
+    Limited {
+        /// Whose.
+        message: String,
+        /// When it may be asked for again.
+        after: Duration,
+    },
     /// Never possible here.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -74,6 +82,9 @@ impl Failure {
             Self::Body => Error::new(Code::BlobUploadInvalid, message),
             Self::NoSpace(_) => Error::new(Code::Unavailable, message).status(StatusCode::INSUFFICIENT_STORAGE),
             Self::Unavailable(_) => Error::new(Code::Unavailable, message),
+            Self::Limited { after, .. } => {
+                Error::new(Code::TooManyRequests, message).header(header::RETRY_AFTER, http::retry_after(after))
+            }
             Self::Unsupported(_) => Error::new(Code::Unsupported, message),
             Self::Internal(_) => Error::new(Code::Unknown, message),
         }

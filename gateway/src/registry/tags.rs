@@ -111,6 +111,7 @@ impl From<Error> for Failure {
         match error {
             Error::NotFound => Self::Unknown,
             Error::Unavailable(_) => Self::Unavailable(message),
+            Error::Limited { after, .. } => Self::Limited { message, after },
             Error::Refused { status, .. } if status.is_server_error() => Self::Unavailable(message),
             _ => Self::Internal(message),
         }

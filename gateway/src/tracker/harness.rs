@@ -6,7 +6,7 @@ use crate::{
         self,
         cluster::{CALLING, Cluster},
     },
-    config::{Raw, TrackerRole},
+    config::{HostPort, Raw, TrackerRole},
     http::Client,
     registry::harness::Server,
 };
@@ -20,8 +20,13 @@ fn config() -> TrackerRole {
 
 /// A tracker whose one origin nobody can reach, and a client that calls it.
 pub(crate) async fn start() -> (Server<Tracker>, client::Tracker) {
+    start_of(&config().origins).await
+}
+
+/// A tracker of these origins, and a client that calls it.
+pub(crate) async fn start_of(origins: &[HostPort]) -> (Server<Tracker>, client::Tracker) {
     let config = config();
-    let cluster = Cluster::new(&config.origins, None, config.replicas.get(), CALLING, &Client::default()).unwrap();
+    let cluster = Cluster::new(origins, None, config.replicas.get(), CALLING, &Client::default()).unwrap();
     let server = Server::start(Tracker::new(&config, Arc::new(cluster))).await;
     let client = client::Tracker::new(&[server.addr.into()], Client::default()).unwrap();
     (server, client)

@@ -151,7 +151,7 @@ fn relayed(error: origin::Error) -> http::Error {
     match error.status() {
         // A text would be taken for an answer.
         StatusCode::ACCEPTED => http::Error::new(StatusCode::ACCEPTED, ""),
-        status => http::Error::new(status, error.to_string()),
+        _ => error.into(),
     }
 }
 

@@ -77,6 +77,14 @@ pub enum Error {
     /// It cannot be asked now.
     #[error("{0}")]
     Unavailable(String),
+    /// Its limit for us is reached.
+    #[error("{why}")]
+    Limited {
+        /// Which of its addresses said so of what.
+        why: String,
+        /// When it may be asked again.
+        after: Duration,
+    },
     /// An answer that cannot be.
     #[error("{0}")]
     Answer(String),
@@ -235,6 +243,7 @@ impl Upstream {
             Err(Error::NotFound) => "unknown",
             Err(Error::Denied(_)) => "denied",
             Err(Error::Unavailable(_)) => "unavailable",
+            Err(Error::Limited { .. }) => "limited",
             Err(Error::Answer(_)) => "odd",
         };
         self.figures.get_or_create(&Asked { upstream: self.name.clone(), result }).inc();
@@ -242,14 +251,22 @@ impl Upstream {
     }
 
     async fn ask_all(&self, repository: &str, question: &Question<'_>) -> Result<Response<Incoming>, Error> {
-        let mut failures = Vec::new();
+        let (mut failures, mut limited) = (Vec::new(), None::<Duration>);
         for host in &self.hosts {
             match self.ask_one(host, repository, question).await {
                 Err(Error::Unavailable(why)) => failures.push(why),
+                Err(Error::Limited { why, after }) => {
+                    failures.push(why);
+                    limited = Some(limited.map_or(after, |other| other.min(after)));
+                }
                 answer => return answer,
             }
         }
-        Err(Error::Unavailable(failures.join("; ")))
+        let why = failures.join("; ");
+        Err(match limited {
+            Some(after) => Error::Limited { why, after },
+            None => Error::Unavailable(why),
+        })
     }
 
     async fn ask_one(
@@ -259,6 +276,7 @@ impl Upstream {
         question: &Question<'_>,
     ) -> Result<Response<Incoming>, Error> {
         let unavailable = |why: String| Error::Unavailable(format!("{}: {why}", host.base));
+        let limited = |why: String, after| Error::Limited { why: format!("{}: {why}", host.base), after };
         let now = Instant::now();
         let Silence { down, quiet } = *host.silence();
         if down.is_some_and(|until| now < until) {
@@ -266,7 +284,7 @@ impl Upstream {
         }
         if let Some(left) = quiet.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero()) {
             if left > QUIET_WAIT {
-                return Err(unavailable(format!("its limit is reached, for {} s still", left.as_secs() + 1)));
+                return Err(limited(format!("its limit is reached, for {} s still", left.as_secs() + 1), left));
             }
             tokio::time::sleep(left).await;
         }
@@ -280,12 +298,15 @@ impl Upstream {
                 Err(Error::Denied(format!("{}: {status} for {repository}/{path}", host.base)))
             }
             status if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
-                let (after, limited) = (retry_after(answer.headers()), status == StatusCode::TOO_MANY_REQUESTS);
-                if let Some(quiet) = after.or_else(|| limited.then_some(QUIET_DEFAULT)) {
-                    host.silence().quiet = Some(Instant::now() + quiet.min(QUIET_MAX));
-                    tracing::warn!(upstream = self.name, host = host.base, %status, ?quiet, "asked to wait");
-                }
-                Err(unavailable(format!("{status} for {repository}/{path}")))
+                let why = format!("{status} for {repository}/{path}");
+                let default = (status == StatusCode::TOO_MANY_REQUESTS).then_some(QUIET_DEFAULT);
+                let Some(quiet) = http::retried_after(answer.headers()).or(default).map(|quiet| quiet.min(QUIET_MAX))
+                else {
+                    return Err(unavailable(why));
+                };
+                host.silence().quiet = Some(Instant::now() + quiet);
+                tracing::warn!(upstream = self.name, host = host.base, %status, ?quiet, "asked to wait");
+                Err(limited(why, quiet))
             }
             status => Err(Error::Answer(format!("{}: {status} for {repository}/{path}", host.base))),
         }
@@ -423,12 +444,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// The seconds that a limit lasts; dates are left to the default, as clocks differ.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// A repository of an upstream. Cheap to clone.
