@@ -300,7 +300,7 @@ impl Nginx {
         Self::binary()
     }
 
-    /// Serves `root`, as the distribution's own settings would: one worker, sendfile.
+    /// Serves `root`, as the distribution's own settings would: one worker, sendfile; but it hangs up on no client for asking often.
     pub(crate) fn start(binary: &Path, root: &Path, dir: &Path) -> Result<Self> {
         let [addr] = free_ports()?;
         let (config, log) = (dir.join("nginx.conf"), dir.join("nginx.log"));
@@ -310,7 +310,7 @@ impl Nginx {
             format!(
                 "daemon off; master_process off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.err;\n\
                  events {{ worker_connections 64; }}\n\
-                 http {{ access_log off; sendfile on; tcp_nopush on; client_body_temp_path {dir}/body; \
+                 http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; client_body_temp_path {dir}/body; \
                  proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; \
                  scgi_temp_path {dir}/scgi; server {{ listen {addr}; root {root}; }} }}\n"
             ),
