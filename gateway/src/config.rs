@@ -462,7 +462,7 @@ pub struct Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -471,7 +471,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The text is not TOML, or has a key or a value that nobody knows.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Parse {
         /// The file.
         path: PathBuf,

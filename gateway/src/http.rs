@@ -150,6 +150,20 @@ impl From<Error> for Response {
     }
 }
 
+/// An error with what lies beneath: "connect error" alone tells nobody anything.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 /// A `Retry-After`: whole seconds, at least one.
 pub fn retry_after(after: Duration) -> HeaderValue {
     HeaderValue::from((after + Duration::from_millis(999)).as_secs().max(1))

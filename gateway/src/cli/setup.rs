@@ -179,6 +179,7 @@ impl Command {
         let record = Record::load(&root, name)?;
         let view = View { root: &root, record: &record, undo: common.undo, force: common.force };
         let plan = if common.undo { Plan::default() } else { self.plan(&view)? };
+        let targets: Vec<PathBuf> = plan.targets.iter().map(|target| root.shown(&target.path)).collect();
         let (steps, mut next) = view.steps(plan.targets)?;
         for note in plan.notes {
             eprintln!("note: {note}");
@@ -187,14 +188,20 @@ impl Command {
             if next != record && !common.dry_run {
                 next.settle(&root, name)?;
             }
-            return say(if common.undo { "nothing to undo\n" } else { "nothing to change\n" });
+            let there: Vec<String> = targets.iter().map(|path| path.display().to_string()).collect();
+            return say(&match there.as_slice() {
+                [] if common.undo => "nothing to undo\n".to_owned(),
+                [] => "nothing to change\n".to_owned(),
+                [one] => format!("nothing to change: {one} says it already\n"),
+                all => format!("nothing to change: {} say it already\n", all.join(", ")),
+            });
         }
         say(&diff(&root, &steps, coloured)?)?;
         if common.dry_run {
             return Ok(());
         }
         if !common.yes {
-            confirm(steps.len())?;
+            confirm(&steps)?;
         }
         write(&root, name, &steps, &record, next)?;
         for step in &steps {
@@ -403,16 +410,27 @@ fn diff(root: &Root, steps: &[Step], coloured: bool) -> anyhow::Result<String> {
 }
 
 /// Asks on the terminal; an error unless the answer is yes.
-fn confirm(files: usize) -> anyhow::Result<()> {
+fn confirm(steps: &[Step]) -> anyhow::Result<()> {
     ensure!(
         io::stdin().is_terminal(),
-        "nothing was written, as there is no terminal to ask on: --yes writes without asking"
+        "nothing was changed, as there is no terminal to ask on: --yes goes on without asking"
     );
-    eprint!("write {}? [y/N] ", if files == 1 { "this file".to_owned() } else { format!("these {files} files") });
+    eprint!("{}? [y/N] ", asked(steps));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).context("read the answer")?;
-    ensure!(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"), "nothing was written");
+    ensure!(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"), "nothing was changed");
     Ok(())
+}
+
+/// What is asked: to write files, to remove them, or both.
+fn asked(steps: &[Step]) -> String {
+    let removed = steps.iter().filter(|step| step.then.is_none()).count();
+    let what = match (steps.len() - removed, removed) {
+        (_, 0) => "write",
+        (0, _) => "remove",
+        _ => "write and remove",
+    };
+    if let [_] = steps { format!("{what} this file") } else { format!("{what} these {} files", steps.len()) }
 }
 
 /// Carries the steps out.

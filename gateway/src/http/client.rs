@@ -1,6 +1,6 @@
 //! The client: pooled connections, a deadline for the head of every answer, none of our own for bodies.
 
-use super::{Body, BoxError, empty};
+use super::{Body, chain, empty};
 use hyper::{
     Method, Uri,
     body::Incoming,
@@ -39,13 +39,12 @@ pub enum Error {
     #[error("bad request: {0}")]
     Request(#[from] hyper::http::Error),
     /// Not reached, or broken off before an answer. Safe to retry elsewhere.
-    #[error("{host}: {source}")]
+    #[error("{host}: {why}")]
     Network {
         /// Whom we asked.
         host: String,
-        /// What happened.
-        #[source]
-        source: BoxError,
+        /// What happened, down to its cause.
+        why: String,
     },
     /// No answer in time.
     #[error("{host}: no answer within {after:?}")]
@@ -112,7 +111,7 @@ impl Client {
         };
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Error::Network { host, source: error.into() }),
+            Ok(Err(error)) => Err(Error::Network { host, why: chain(&error) }),
             Err(_) => Err(Error::Timeout { host, after: timeout }),
         }
     }

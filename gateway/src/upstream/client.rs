@@ -407,7 +407,7 @@ impl Upstream {
                     if uri.authority() == first.authority() {
                         host.silence().down = Some(Instant::now() + DOWN_TIME);
                     }
-                    return Err(Error::Unavailable(chain(&error)));
+                    return Err(Error::Unavailable(error.to_string()));
                 }
             };
             if !answer.status().is_redirection() {
@@ -430,20 +430,6 @@ impl Upstream {
         }
         Err(odd(format!("more than {REDIRECTS_MAX} redirects for {}", question.path)))
     }
-}
-
-/// An error with what lies beneath: "connect error" alone tells nobody anything.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// A repository of an upstream. Cheap to clone.
@@ -534,7 +520,7 @@ impl Repository {
             }
             _ => (said, from),
         };
-        let bytes = BodyDataStream::new(answer.into_body()).map(|part| part.map_err(|error| chain(&error)));
+        let bytes = BodyDataStream::new(answer.into_body()).map(|part| part.map_err(|error| http::chain(&error)));
         let bytes = bytes.scan(skip, |skip, part| {
             let part = part.map(|part| {
                 let over = usize::try_from(*skip).unwrap_or(usize::MAX).min(part.len());

@@ -166,6 +166,10 @@ pub(super) fn containers(
         plan.notes
             .push(format!("{ROOTS_OWN} is there: podman run by root reads it in the place of all of {}", REGISTRIES.1));
     }
+    if view.read(&ours)?.is_some() {
+        let shown = view.root.shown(&ours).display().to_string();
+        plan.notes.push(format!("{shown} is there and was not written by setup: all of it is replaced"));
+    }
     plan.targets.push(view.edited(&ours, |_| registries::drop_in(mirrored, agent, &before))?);
     plan.targets.extend(authority(view, agent, "/etc/containers/certs.d")?);
     Ok(plan)
