@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::cast_possible_truncation, reason = "made-up test data"))]
 
 mod arriving;
+mod behind;
 pub mod buf;
 pub mod disk;
 mod driver;
@@ -23,4 +24,5 @@ pub mod store;
 mod upload;
 pub mod workers;
 
+pub use behind::{Behind, behind};
 pub use handle::{Config, Error, Handle, start};

@@ -2,8 +2,10 @@
 //! HTTP/2 beside it where a client asks for it over TLS.
 
 pub mod client;
+mod plain;
 pub mod server;
 mod stall;
+mod streams;
 pub mod tls;
 
 pub use client::Client;

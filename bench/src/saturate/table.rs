@@ -18,6 +18,8 @@ use std::{
 const SMALL_KIB: u64 = 64;
 /// Connections of the `connections` case.
 const MANY: usize = 1000;
+/// What each of them takes, MiB: more than a connection needs to get going.
+const MANY_MIB: u64 = 4;
 /// Small blobs pulled in each run of `small`.
 const SMALL_BLOBS: usize = 20;
 /// How long hot reads are timed beside cold ones, milliseconds.
@@ -88,12 +90,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let dir = args.dir.join(format!("shoal-saturate-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
     let table = Table::new(args, &dir).and_then(|mut table| {
-        table.measure()?;
-        Ok(table.rows)
+        let measured = table.measure();
+        // What was measured until something went wrong is shown all the same.
+        rows::show(&table.rows, args.json.as_deref())?;
+        measured
     });
     fs::remove_dir_all(&dir)?;
-    let rows = table?;
-    rows::show(&rows, args.json.as_deref())
+    table
 }
 
 struct Table<'a> {
@@ -333,13 +336,26 @@ impl<'a> Table<'a> {
 
     fn connections(&mut self) -> Result<()> {
         let (mut seeder, told) = self.seeder("seeder", &self.sender, &[&self.file])?;
-        let [many, few] = self.turns.take_dry("connections", ["1000", "8"], |side| {
-            let (connections, mib) = if side == 0 { (MANY, 2) } else { (8, 256) };
+        let mut raw = self.sendfile(&self.sender)?;
+        let [many, few, bare] = self.turns.take_dry("connections", ["1000", "8", "sendfile 1000"], |side| {
+            if side == 2 {
+                let client = words([&raw.ready, &MANY.to_string(), &(MANY_MIB << 20).to_string()]);
+                let mut client = Role::start(&self.receiver, "discard-client", &client)?;
+                return Run::together(&self.turns.warm, &mut raw, &mut client);
+            }
+            let all = MANY as u64 * MANY_MIB / 8;
+            let (connections, mib) = if side == 0 { (MANY, MANY_MIB) } else { (8, all.min(self.args.blob_mib)) };
             let mut client = self.peers(&told, 0, connections, mib, &[])?;
             Run::together(&self.turns.warm, &mut seeder, &mut client)
         })?;
-        let anon = many.median(|run| mib(run.sender.anon));
-        let note = format!("{}, anonymous memory of the node with 1000: {anon:.0} MiB", best(&many, &few));
+        let note = format!(
+            "{}; CPU of the node {:.2} against {:.2}, its own memory with 1000 {:.0} MiB; sendfile to 1000: {:.2} GB/s",
+            best(&many, &few),
+            many.median(Run::sender_cpu),
+            few.median(Run::sender_cpu),
+            many.median(|run| mib(run.sender.anon)),
+            bare.median(Run::gb_per_s)
+        );
         self.row("connections", "GB/s", ">= 0.90", many.median(Run::gb_per_s), few.median(Run::gb_per_s), note);
         Ok(())
     }
@@ -514,6 +530,8 @@ impl<'a> Table<'a> {
         let watch = Watch::start(cluster.agent_pid());
         cluster.get(&digest)?;
         let pulled = mib(watch.most()?);
+        // A node that has not got all of a blob yet serves it to a few at a time.
+        cluster.await_whole()?;
         let layout = self.dir.join("layout");
         fs::write(&layout, cluster.layout(&digest)?)?;
         let told =

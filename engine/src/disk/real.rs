@@ -56,7 +56,7 @@ impl Real {
 
     fn opened(&self, fd: OwnedFd) -> Arc<dyn File> {
         Arc::new(Open {
-            file: fd.into(),
+            file: Arc::new(fd.into()),
             mmap: self.mmap,
             sendfile: Arc::clone(&self.sendfile),
             counts: Arc::clone(&self.counts),
@@ -169,7 +169,7 @@ impl Disk for Real {
 
 #[derive(Debug)]
 struct Open {
-    file: StdFile,
+    file: Arc<StdFile>,
     mmap: bool,
     sendfile: Arc<AtomicBool>,
     counts: Arc<AtomicBool>,
@@ -248,7 +248,7 @@ impl File for Open {
         if !self.mmap || len == 0 {
             return Ok(None);
         }
-        let map = Map::new(&self.file, len)?;
+        let map = Map::new(&self.file, len, self.sendfile.load(Relaxed))?;
         Ok(Some(Arc::new(map)))
     }
 

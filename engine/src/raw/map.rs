@@ -1,5 +1,6 @@
 //! A read-only, shared mapping of a file that only grows complete.
 
+use crate::behind;
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 use std::{fs::File, io, ops::Range, sync::Arc};
@@ -14,16 +15,23 @@ const PAGES_MAX: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
+    /// Whether it stands in the book of who is behind which memory.
+    noted: bool,
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`, more than none.
-    pub(crate) fn new(file: &File, len: u64) -> io::Result<Self> {
+    /// Maps the first `len` bytes of `file`, more than none. With `note`, whoever has a part of it can find the file, see
+    /// [`crate::behind`].
+    pub(crate) fn new(file: &Arc<File>, len: u64, note: bool) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if file.metadata()?.len() < len as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Self { raw: MmapOptions::new().len(len).map_raw_read_only(file)? })
+        let raw = MmapOptions::new().len(len).map_raw_read_only(&**file)?;
+        if note {
+            behind::note(raw.as_ptr().addr(), len, file);
+        }
+        Ok(Self { raw, noted: note })
     }
 
     /// The bytes of a range within the mapping, keeping it alive.
@@ -55,6 +63,15 @@ impl Map {
         #[expect(clippy::cast_possible_truncation, reason = "just compared with a usize")]
         let range = range.start as usize..range.end as usize;
         range
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // Before the memory is unmapped, and may be another's.
+        if self.noted {
+            behind::forget(self.raw.as_ptr().addr());
+        }
     }
 }
 

@@ -2,10 +2,13 @@
 
 use super::{
     Request, Response,
+    plain::Plain,
     stall::{Arriving, Notice, Taken, Unread},
+    streams::{Offered, Streams},
     tls::{H2, Tls, peer_names},
 };
 use futures_util::{FutureExt, future::BoxFuture};
+use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -15,7 +18,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
-use std::{convert::Infallible, fmt::Display, future::Future, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Display,
+    future::{Future, pending},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -143,7 +152,7 @@ async fn connection<S: Service>(
         move || service.stalled()
     });
     let unread = Unread::default();
-    let (taken, left) = (notice.clone(), unread.clone());
+    let (taken, left, untaken) = (notice.clone(), unread.clone(), notice.clone());
     let answer = |peer: Peer| {
         service_fn(move |request: hyper::Request<Incoming>| {
             let (service, notice, unread) = (service.clone(), notice.clone(), unread.clone());
@@ -159,15 +168,15 @@ async fn connection<S: Service>(
         .max_buf_size(HEAD_LEN_MAX as usize)
         .half_close(false);
     let Some(tls) = tls else {
-        let socket = Taken::new(socket, waits.stall, taken, left);
-        return run(one.serve_connection(TokioIo::new(socket), answer(Peer::default())), stop).await;
+        let socket = Taken::new(Plain::new(socket), waits.stall, taken, left);
+        return run(one.serve_connection(TokioIo::new(socket), answer(Peer::default())), pending(), stop).await;
     };
     let Some(socket) = tls.accept(socket).await else { return };
     let is_two = socket.get_ref().1.alpn_protocol() == Some(H2);
     let answer = answer(Peer { secure: true, names: peer_names(socket.get_ref().1).into() });
     let socket = Taken::new(socket, waits.stall, taken, left);
     if !is_two {
-        return run(one.serve_connection(TokioIo::new(socket), answer), stop).await;
+        return run(one.serve_connection(TokioIo::new(socket), answer), pending(), stop).await;
     }
     let mut two = http2::Builder::new(TokioExecutor::new());
     two.timer(TokioTimer::new())
@@ -176,22 +185,37 @@ async fn connection<S: Service>(
         .max_header_list_size(HEAD_LEN_MAX)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    run(two.serve_connection(TokioIo::new(socket), answer), stop).await;
+    let streams = Arc::new(Streams::default());
+    let offer = streams.clone();
+    let answer = service_fn(move |request| {
+        let (answered, offer) = (hyper::service::Service::call(&answer, request), offer.clone());
+        async move { answered.await.map(|response| response.map(|body| BodyExt::boxed(Offered::new(body, offer)))) }
+    });
+    let stalled = async move { streams.stalled(waits.stall, &untaken).await };
+    run(two.serve_connection(TokioIo::new(socket), answer), stalled, stop).await;
 }
 
-/// Until the connection ends; once `stop` is true, that is with the requests under way. Boxed, because the compiler cannot see
-/// through its type in a larger future.
-fn run<C>(connection: C, mut stop: watch::Receiver<bool>) -> BoxFuture<'static, ()>
+/// Until the connection ends, or `stalled` does; once `stop` is true, that is with the requests under way. Boxed, because the
+/// compiler cannot see through its type in a larger future.
+fn run<C>(
+    connection: C,
+    stalled: impl Future<Output = ()> + Send + 'static,
+    mut stop: watch::Receiver<bool>,
+) -> BoxFuture<'static, ()>
 where
     C: GracefulConnection<Error: Display + Send> + Send + 'static,
 {
     async move {
-        let mut connection = std::pin::pin!(connection);
+        let (mut connection, mut stalled) = (std::pin::pin!(connection), std::pin::pin!(stalled));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = stalled.as_mut() => return,
             () = stopped(&mut stop) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::select! {
+                    ended = connection => ended,
+                    () = stalled => return,
+                }
             }
         };
         if let Err(error) = ended {
@@ -204,7 +228,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http;
+    use crate::http::{self, tls};
     use bytes::Bytes;
     use futures_util::stream;
     use hyper::StatusCode;
@@ -298,6 +322,41 @@ mod tests {
         service.stalled.subscribe().wait_for(|stalled| *stalled == 1).await.unwrap();
         assert!(began.elapsed() >= SOON);
         assert!(rest(&mut socket).await.len() < 256 << 20, "what it did not take never comes");
+    }
+
+    /// The same of one answer of several: its connection is not full, and takes what else it asks for.
+    #[tokio::test]
+    async fn an_answer_of_http_2_that_is_not_taken_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tls, ca) = tls::tests::issued(&dir);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let service = Arc::new(Long { len: 32 << 20, stalled: watch::Sender::new(0) });
+        let (_stop, stopped) = watch::channel(false);
+        let waits = Waits { head: NEVER, stall: SOON };
+        tokio::spawn(serve_within(waits, listener, Some(tls), service.clone(), stopped, Duration::ZERO));
+        let mut send = tls::tests::two(addr, tls::trusting(&ca).unwrap()).await.unwrap();
+        let mut get = async || {
+            let request = http::Client::request(hyper::Method::GET, format!("https://{addr}/").parse().unwrap());
+            send.send_request(request.body(http::empty()).unwrap()).await.unwrap().into_body()
+        };
+        let began = Instant::now();
+        for _ in 0..3 {
+            let mut taken = get().await;
+            let mut got = 0;
+            while let Some(frame) = taken.frame().await {
+                got += frame.unwrap().into_data().unwrap().len();
+                if got % (8 << 20) == 0 {
+                    tokio::time::sleep(SOON / 2).await;
+                }
+            }
+            assert_eq!(got, 32 << 20, "whoever takes its time gets all");
+        }
+        assert!(began.elapsed() >= SOON && *service.stalled.borrow() == 0);
+        let (began, untaken) = (Instant::now(), get().await);
+        service.stalled.subscribe().wait_for(|stalled| *stalled == 1).await.unwrap();
+        assert!(began.elapsed() >= SOON);
+        assert!(untaken.collect().await.is_err(), "it never ends well");
     }
 
     #[tokio::test]

@@ -269,9 +269,9 @@ pub fn trusting_system(also: Option<&Path>) -> Result<ClientConfig, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::http::{self, Client, Request, Response, Service, server::Peer};
+    use crate::http::{self, Body, Client, Request, Response, Service, server::Peer};
     use hyper::{StatusCode, Version};
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use rcgen::{
@@ -310,6 +310,29 @@ mod tests {
             std::fs::write(&files.key, key.serialize_pem()).unwrap();
             std::fs::write(ca, self.issuer.pem()).unwrap();
         }
+    }
+
+    /// A server's side of TLS, with its authority's file.
+    pub(in crate::http) fn issued(dir: &TempDir) -> (Arc<Tls>, PathBuf) {
+        let files = Files::new(dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let ca = dir.path().join("ca.pem");
+        Authority::new().issue(&files, &ca);
+        (Tls::open(files).unwrap(), ca)
+    }
+
+    /// A connection of HTTP/2; none where it is refused.
+    pub(in crate::http) async fn two(
+        addr: std::net::SocketAddr,
+        mut config: ClientConfig,
+    ) -> Option<hyper::client::conn::http2::SendRequest<Body>> {
+        config.alpn_protocols = vec![H2.to_vec()];
+        let socket = TcpStream::connect(addr).await.ok()?;
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let socket = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.ok()?;
+        let io = TokioIo::new(socket);
+        let (send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
+        tokio::spawn(connection);
+        Some(send)
     }
 
     async fn get(client: &Client, addr: std::net::SocketAddr) -> Result<String, http::client::Error> {
@@ -401,14 +424,8 @@ mod tests {
             config = builder.with_root_certificates(roots).with_client_auth_cert(vec![certificate], key).unwrap();
         }
         let one = get(&Client::secure(config.clone()), addr).await.ok();
-        config.alpn_protocols = vec![H2.to_vec()];
         let two = async {
-            let socket = TcpStream::connect(addr).await.ok()?;
-            let name = ServerName::try_from("127.0.0.1").unwrap();
-            let socket = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, socket).await.ok()?;
-            let io = TokioIo::new(socket);
-            let (mut send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
-            tokio::spawn(connection);
+            let mut send = two(addr, config).await?;
             let request = Client::request(hyper::Method::GET, format!("https://{addr}/").parse().unwrap());
             let answer = send.send_request(request.body(http::empty()).unwrap()).await.ok()?;
             let body = http::read_body(answer.into_body(), 1000).await.ok()?;

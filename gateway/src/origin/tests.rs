@@ -59,7 +59,7 @@ fn config() -> Config {
     Config { replication: Replication { settle: short(50), ..Replication::default() }, ..Config::default() }
 }
 
-fn engine_config(dir: &Path) -> engine::handle::Config {
+pub(crate) fn engine_config(dir: &Path) -> engine::handle::Config {
     engine::handle::Config {
         data_dir: dir.join("blobs"),
         listen: ([127, 0, 0, 1], 0).into(),
