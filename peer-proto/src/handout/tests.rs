@@ -1,4 +1,4 @@
-use super::{Config, Effect, Event, GATEWAYS_MAX, Handout, Origin, PEERS_PER_BLOB_MAX};
+use super::{Config, Effect, Event, GATEWAYS_MAX, Handout, Origin, PEERS_PER_BLOB_MAX, cost};
 use crate::{
     announce::{Blob, Node, Request, Response, State},
     id::{Digest, PeerId},
@@ -163,6 +163,10 @@ fn hosts_that_want_peers_come_often_and_are_slowed_by_their_own_number_alone() {
     assert_eq!(told(0, leeching(0, 10)), Duration::from_millis(100), "others are many, but they have what they want");
     let last = (1..HOSTS).map(|host| told(host, leeching(0, 10))).last();
     assert_eq!(last, Some(Duration::from_millis(300)));
+    let many: Vec<_> = (1..=18).map(|blob| (blob, leeching(0, 10))).collect();
+    let dearer = ask(&mut tracker, secs(0), &request(1, 0, false, &many)).interval;
+    assert_eq!(dearer.as_micros(), 300_333, "one of 18 blobs costs twice what one of one does");
+    let mut told = |host, state| ask(&mut tracker, secs(0), &request(host, 0, false, &[(1, state)])).interval;
     (1..HOSTS).for_each(|host| {
         told(host, leeching(10, 0));
     });
@@ -216,7 +220,7 @@ fn check(tracker: &Handout) {
     }
     assert_eq!(members, tracker.size().members);
     assert_eq!(members, tracker.by_id.values().map(|host| tracker.hosts[*host].spots.len()).sum::<usize>());
-    assert_eq!(tracker.wanting, tracker.by_id.values().filter(|host| tracker.hosts[**host].wants).count());
+    assert_eq!(tracker.wanting, tracker.by_id.values().map(|host| cost(tracker.hosts[*host].wants)).sum::<u64>());
 }
 
 proptest! {
