@@ -193,7 +193,7 @@ impl Cluster {
                 return Ok(());
             }
             ensure!(begun.elapsed() < READY, "the agent has a blob that does not become whole");
-            std::thread::sleep(LOOK);
+            thread::sleep(LOOK);
         }
     }
 
