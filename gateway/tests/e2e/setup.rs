@@ -40,7 +40,7 @@ fn the_command_shows_writes_and_takes_back() -> Result<()> {
     let line = "  \"registry-mirrors\": [\"http://127.0.0.1:16000\"],\n";
     let after = before.replacen("{\n", &format!("{{\n{line}"), 1);
     step(&["docker", "--dry-run"], 0, &format!("+{line}"), before)?;
-    step(&["docker"], 1, "--yes writes without asking", before)?;
+    step(&["docker"], 1, "--yes goes on without asking", before)?;
     step(&["docker", "--yes"], 0, "systemctl reload docker", &after)?;
     step(&["docker", "--yes"], 0, "nothing to change", &after)?;
     step(&["docker", "--undo", "--yes"], 0, &format!("-{line}"), before)?;
