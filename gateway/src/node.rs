@@ -212,6 +212,16 @@ impl Node {
             let cluster = self.origins(&config.origins, config.replicas.get(), CALLING)?;
             sources.push(Arc::new(client::Origins::of(cluster, Duration::ZERO)));
         }
+        if !config.common.upstreams.is_empty() {
+            match upstreams(&config.common).await {
+                Ok(upstreams) => sources.push(Arc::new(upstreams)),
+                // Origins fetch from them all the same; their credentials need not be on every host.
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "this agent cannot ask upstreams itself while no origin is reached");
+                }
+            }
+        }
         let downloads =
             agent::Downloads::new(engine.clone(), trackers.clone(), config.download, sources).plain(self.tls.is_none());
         let content = agent::registry::Store::new(downloads.clone(), self.tags(&index));

@@ -1,5 +1,5 @@
 //! Bytes by another way where the swarm brings none: a reader that has waited for a piece for long enough has it fetched from a
-//! [`Source`], the origins first, by an ordinary request for a range. The piece goes to the engine, which proves it like any other;
+//! [`Source`], the origins first and then the upstream of its repository, by an ordinary request for a range. The piece goes to the engine, which proves it like any other;
 //! so whoever waits for it gets it, no byte is sent unproven, and the answer goes on at the byte where it stopped.
 //!
 //! What is fetched is a *stretch*: the rest of an aligned group of pieces, no further than the reader wants. All readers that are
@@ -7,8 +7,9 @@
 
 use crate::{
     client::{Origins, origin},
-    http::{Body, BoxError},
+    http::{self, Body, BoxError},
     registry::range::Spec,
+    upstream::{Stat, Upstreams},
 };
 use bytes::{Bytes, BytesMut};
 use engine::handle::Handle;
@@ -55,7 +56,7 @@ pub trait Source: Send + Sync + 'static {
     /// What a blob looks like.
     fn layout<'a>(&'a self, namespace: &'a Namespace, digest: &'a Digest) -> BoxFuture<'a, Result<Layout, NoLayout>>;
 
-    /// Opens a range of a blob: exactly these bytes, or an error.
+    /// Opens a range of a blob: these bytes, after which more may follow, or an error.
     fn open<'a>(
         &'a self,
         namespace: &'a Namespace,
@@ -92,6 +93,34 @@ impl Source for Origins {
                 return Err(format!("origin answers with bytes {:?}, asked for {range:?}", blob.range()).into());
             }
             Ok(blob.into_body())
+        })
+    }
+}
+
+/// The last resort: every agent that gets here asks for itself. An upstream knows no layouts, so a blob that nothing is known of does not
+/// begin here.
+impl Source for Upstreams {
+    fn name(&self) -> &'static str {
+        "upstream"
+    }
+
+    fn layout<'a>(&'a self, _: &'a Namespace, _: &'a Digest) -> BoxFuture<'a, Result<Layout, NoLayout>> {
+        Box::pin(async { Err(NoLayout::Failed("an upstream knows no layouts".into())) })
+    }
+
+    fn open<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        digest: &'a Digest,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Body, BoxError>> {
+        Box::pin(async move {
+            let repository = self.any(namespace).ok_or("no upstream has the repository")?;
+            let Stat { size, kind } = repository.stat(digest).await?;
+            if range.end > size {
+                return Err(format!("upstream has {size} bytes, asked for {range:?}").into());
+            }
+            Ok(http::stream(repository.read(digest, kind, range.start).await?.bytes))
         })
     }
 }

@@ -64,13 +64,22 @@ impl Node {
 
     /// Its downloads, with no tracker to be reached. What the swarm does not bring within `fallback` comes from the origins.
     pub(super) fn downloads(&self, origins: &[HostPort], fallback: Duration, piece: Duration) -> Downloads {
-        let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece, fallback };
-        let http = Client::default();
-        let tracker = Tracker::new(&[nobody()], http.clone()).unwrap();
         let mut sources: Vec<Arc<dyn Source>> = Vec::new();
         if !origins.is_empty() {
-            sources.push(Arc::new(Origins::new(origins, 1, CALLING, Duration::ZERO, &http).unwrap()));
+            sources.push(Arc::new(Origins::new(origins, 1, CALLING, Duration::ZERO, &Client::default()).unwrap()));
         }
+        self.downloads_from(sources, fallback, piece)
+    }
+
+    /// The same from other sources.
+    pub(super) fn downloads_from(
+        &self,
+        sources: Vec<Arc<dyn Source>>,
+        fallback: Duration,
+        piece: Duration,
+    ) -> Downloads {
+        let waits = DownloadWaits { unreachable: Duration::ZERO, refresh: Duration::ZERO, piece, fallback };
+        let tracker = Tracker::new(&[nobody()], Client::default()).unwrap();
         Downloads::new(self.engine.clone(), tracker, waits, sources)
     }
 

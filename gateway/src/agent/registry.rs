@@ -95,7 +95,11 @@ fn failure(error: downloads::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::{
-        agent::harness::{Node, PATIENCE, namespace, nobody, serve},
+        agent::{
+            fallback::Source,
+            harness::{Node, PATIENCE, namespace, nobody, serve},
+        },
+        client::{Origins, cluster::CALLING},
         config::HostPort,
         http::{self, Client},
         origin::tests::{Cluster, content},
@@ -105,6 +109,7 @@ mod tests {
             manifest::Kind,
             manifests::digest_of,
         },
+        upstream::tests::{Gate, Mode, push, upstreams},
     };
     use bytes::Bytes;
     use engine::handle::{MetricValue, Stat};
@@ -112,7 +117,7 @@ mod tests {
     use http_body_util::BodyExt;
     use hyper::Method;
     use peer_proto::Algorithm;
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     #[tokio::test]
     async fn blobs_are_answered_while_they_arrive() {
@@ -237,6 +242,53 @@ mod tests {
         let (one, two) = tokio::join!(registry.get(&path), registry.get(&path));
         assert!(one.body == content && two.body == content);
         agent.engine.wait(&digest).await.unwrap();
+    }
+
+    /// One answer, of which a peer has the first pieces, an origin those that follow until it goes, and the upstream the rest.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_goes_on_from_an_upstream_where_the_origins_go_too() {
+        let gate = Gate::start(Mode::Open).await;
+        let content = bytes(40 << 20);
+        let (_, digest) = push(&gate, "lib/app", "1", content.clone()).await;
+        let (origin, peer, agent) = (Node::start(true), Node::start(false), Node::start(false));
+        let layout = origin.put(&content).await;
+        assert_eq!(*layout.digest(), digest);
+        let here = peer.downloads(&[], PATIENCE, PATIENCE);
+        let mut some = here.open(&namespace(), layout.clone(), 0..4 << 20).await.unwrap();
+        peer.engine.peers(&digest, vec![origin.peer()]);
+        while some.next().await.transpose().unwrap().is_some() {}
+        assert_eq!(peer.have(&layout).await, 4);
+
+        let namespace = "up.example/lib/app".parse().unwrap();
+        drop(agent.engine.open(namespace, layout.clone(), 0..0).await.unwrap());
+        agent.engine.peers(&digest, vec![peer.peer()]);
+        let blobs = origin.blobs().await;
+        let origins = Origins::new(&[blobs.addr.into()], 1, CALLING, Duration::ZERO, &Client::default()).unwrap();
+        let sources: Vec<Arc<dyn Source>> = vec![Arc::new(origins), Arc::new(upstreams(gate.addr, "", None))];
+        let mut figures = prometheus_client::registry::Registry::default();
+        let downloads = agent.downloads_from(sources, Duration::from_secs(2), PATIENCE);
+        downloads.register(&mut figures);
+        let registry = serve(downloads).await;
+        let uri = format!("http://{}/v2/up.example/lib/app/blobs/{digest}", registry.addr).parse().unwrap();
+        let mut body = Client::default().get(uri, PATIENCE).await.unwrap().into_body();
+        let mut blobs = Some(blobs);
+        let mut got = Vec::new();
+        while let Some(frame) = body.frame().await {
+            got.extend_from_slice(&frame.expect("no cut").into_data().unwrap());
+            // The reader is at most a socket's buffers ahead, which is less than a stretch.
+            if got.len() > 17 << 20 {
+                drop(blobs.take());
+            }
+        }
+        assert!(got == content);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &figures).unwrap();
+        let pieces = |source| {
+            let line = text.lines().find(|line| line.starts_with("agent_fallback_pieces") && line.contains(source));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let (origin, upstream) = (pieces("origin"), pieces("upstream"));
+        assert!(origin >= 12 && upstream >= 8 && origin + upstream == 36, "{origin} {upstream}: {text}");
     }
 
     #[tokio::test]

@@ -118,7 +118,24 @@ impl Tokens {
 
     /// The header that a repository was given last, while it is good.
     pub(super) fn get(&self, repository: &str) -> Option<HeaderValue> {
-        self.lock().get(repository).filter(|token| Instant::now() < token.until).map(|token| token.header.clone())
+        self.get_at(Instant::now(), repository)
+    }
+
+    fn get_at(&self, now: Instant, repository: &str) -> Option<HeaderValue> {
+        self.lock().get(repository).filter(|token| now < token.until).map(|token| token.header.clone())
+    }
+
+    /// Keeps a token that was given at `now` for so many seconds, as it says itself.
+    fn keep(&self, now: Instant, repository: &str, header: HeaderValue, expires_in: Option<u64>) {
+        let life = expires_in.map_or(LIFE_DEFAULT, Duration::from_secs).clamp(LIFE_DEFAULT, LIFE_MAX);
+        let mut tokens = self.lock();
+        if tokens.len() >= TOKENS_MAX {
+            tokens.retain(|_, token| now < token.until);
+        }
+        if tokens.len() >= TOKENS_MAX {
+            tokens.clear();
+        }
+        tokens.insert(repository.to_owned(), Token { header, until: now + life / 4 * 3 });
     }
 
     /// Drops a token that was refused, unless there is another by now.
@@ -161,15 +178,7 @@ impl Tokens {
         let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty()).ok_or_else(odd)?;
         let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| odd())?;
         header.set_sensitive(true);
-        let life = answer.expires_in.map_or(LIFE_DEFAULT, Duration::from_secs).clamp(LIFE_DEFAULT, LIFE_MAX);
-        let mut tokens = self.lock();
-        if tokens.len() >= TOKENS_MAX {
-            tokens.retain(|_, token| Instant::now() < token.until);
-        }
-        if tokens.len() >= TOKENS_MAX {
-            tokens.clear();
-        }
-        tokens.insert(repository.to_owned(), Token { header: header.clone(), until: Instant::now() + life / 4 * 3 });
+        self.keep(Instant::now(), repository, header.clone(), answer.expires_in);
         Ok(header)
     }
 }
@@ -247,5 +256,21 @@ mod tests {
         let identity = request("https://a/token", None, None, Some(&Secret::Identity("r".into()))).unwrap();
         assert_eq!((identity.method(), identity.uri().to_string().as_str()), (&Method::POST, "https://a/token"));
         assert!(request("not an address", None, None, None).is_err());
+    }
+
+    #[test]
+    fn tokens_are_used_until_the_last_quarter_of_their_lives() {
+        let (tokens, now) = (Tokens::default(), Instant::now());
+        let header = |text| HeaderValue::from_static(text);
+        for (expires_in, good_s) in [(Some(300), 225), (None, 45), (Some(1), 45), (Some(u64::MAX), 18 * 3600)] {
+            tokens.keep(now, "lib/app", header("Bearer a"), expires_in);
+            let after = |s| tokens.get_at(now + Duration::from_secs(s), "lib/app");
+            assert_eq!((after(good_s - 1), after(good_s)), (Some(header("Bearer a")), None), "{expires_in:?}");
+        }
+        tokens.keep(now, "lib/app", header("Bearer b"), Some(300));
+        tokens.refused("lib/app", &header("Bearer a"));
+        assert_eq!(tokens.get("lib/app"), Some(header("Bearer b")), "another was refused");
+        tokens.refused("lib/app", &header("Bearer b"));
+        assert!(tokens.get("lib/app").is_none() && tokens.get("lib/other").is_none());
     }
 }
