@@ -723,6 +723,11 @@ impl Swarm {
             self.effects.push_back(Effect::Drop { slot: old });
         }
         let room = self.peers.len() < PEERS_MAX && (dialed || self.admits(&id));
+        let banned = self.known.iter().any(|known| known.candidate.id == id && known.state == Contact::Banned);
+        if !room && !banned && self.is_complete() {
+            // Nothing is asked of anybody any more, and who comes is served like at any seeder.
+            return;
+        }
         if let Some(known) = self.known.iter_mut().find(|known| known.candidate.id == id) {
             if known.state == Contact::Banned || !room {
                 self.effects.push_back(Effect::Drop { slot });

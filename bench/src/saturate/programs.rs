@@ -183,20 +183,6 @@ impl Cluster {
         Ok(layout)
     }
 
-    /// Until all that the agent downloaded is durable under its name.
-    pub(crate) fn await_whole(&self) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            let mut metrics = Vec::new();
-            fetch(self.agent_api, "/metrics", |bytes| metrics.extend_from_slice(bytes))?;
-            if String::from_utf8_lossy(&metrics).lines().any(|line| line == "shoal_store_partial_blobs 0") {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < READY, "the agent has a blob that does not become whole");
-            thread::sleep(LOOK);
-        }
-    }
-
     /// Has the agent forget a blob.
     pub(crate) fn forget(&self, digest: &str) -> Result<()> {
         let mut socket = TcpStream::connect(self.agent_api)?;

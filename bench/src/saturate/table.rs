@@ -530,8 +530,6 @@ impl<'a> Table<'a> {
         let watch = Watch::start(cluster.agent_pid());
         cluster.get(&digest)?;
         let pulled = mib(watch.most()?);
-        // A node that has not got all of a blob yet serves it to a few at a time.
-        cluster.await_whole()?;
         let layout = self.dir.join("layout");
         fs::write(&layout, cluster.layout(&digest)?)?;
         let told =

@@ -125,6 +125,20 @@ fn asked(swarm: &mut Swarm) -> Vec<u32> {
 }
 
 #[test]
+fn who_comes_once_all_is_here_is_served_however_many_they_are() {
+    let g = geometry(4);
+    for (have, dropped) in [(PieceSet::full(&g), 0), (PieceSet::new(&g), 6)] {
+        let mut swarm = Swarm::new(Config::new(id(0), 1), g, have, Class::Foreground);
+        for slot in 1..=20 {
+            let (origin, dialed, has) = (false, false, Has::All);
+            swarm.handle(ms(1), Event::Connected { slot: Slot(slot), id: id(slot), origin, dialed, has });
+        }
+        let drops = effects(&mut swarm).iter().filter(|effect| matches!(effect, Effect::Drop { .. })).count();
+        assert_eq!(drops, dropped);
+    }
+}
+
+#[test]
 fn a_download_of_ranges_that_are_all_here_is_complete() {
     for pieces in [0, 7] {
         let g = geometry(pieces);
