@@ -52,7 +52,7 @@ pub(crate) fn forget(start: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raw::Map;
+    use crate::{closer::Closer, raw::Map};
     use std::io::Write;
 
     #[test]
@@ -60,8 +60,9 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 10_000]).unwrap();
         let file = Arc::new(file);
-        let (noted, other) = (Map::new(&file, 10_000, true).unwrap(), Map::new(&file, 10_000, false).unwrap());
-        let [noted, other] = [noted, other].map(|map| Arc::new(map).bytes(5_000..10_000));
+        let closer = Closer::start().unwrap();
+        let map = |note| Arc::new(Map::new(&file, 10_000, note, &closer).unwrap());
+        let [noted, other] = [map(true), map(false)].map(|map| map.bytes(5_000..10_000));
         let found = behind(&noted[10..]).unwrap();
         assert!(found.offset == 5_010 && Arc::ptr_eq(&found.file, &file));
         assert_eq!(behind(&noted[4_999..]).unwrap().offset, 9_999);

@@ -44,6 +44,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// A file's length and age, or none where there is no such file.
     fn stat(&self, path: &str) -> io::Result<Option<Meta>>;
 
+    /// Waits until deleted files that nobody holds open any more have given their space back, where that takes time.
+    fn settle(&self) {}
+
     /// Bytes that may still be written.
     fn free(&self) -> io::Result<u64>;
 }

@@ -5,6 +5,7 @@
 mod arriving;
 mod behind;
 pub mod buf;
+mod closer;
 pub mod disk;
 mod driver;
 pub mod handle;

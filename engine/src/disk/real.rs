@@ -2,6 +2,7 @@
 
 use super::{DIRECT_ALIGN, Disk, File, Listed, Mapping, Meta, Space};
 use crate::{
+    closer::{self, Closer, Closing},
     handle::SendPath,
     raw::{self, Map},
 };
@@ -39,6 +40,7 @@ pub struct Real {
     sendfile: Arc<AtomicBool>,
     /// Whether the kernel counts the pages that are in memory; false for good once it does not.
     counts: Arc<AtomicBool>,
+    closer: Closer,
     /// Held for its lock: two processes on one directory would delete each other's files.
     _lock: OwnedFd,
 }
@@ -51,16 +53,18 @@ impl Real {
         let lock = fs::openat(&root, "lock", OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, FILE_MODE)?;
         fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         let sendfile = Arc::new(AtomicBool::new(send == SendPath::Sendfile));
-        Ok(Self { root, mmap, sendfile, counts: Arc::new(AtomicBool::new(true)), _lock: lock })
+        let closer = Closer::start()?;
+        Ok(Self { root, mmap, sendfile, counts: Arc::new(AtomicBool::new(true)), closer, _lock: lock })
     }
 
     fn opened(&self, fd: OwnedFd) -> Arc<dyn File> {
+        let handles = Handles { file: Arc::new(fd.into()), direct: OnceLock::new() };
         Arc::new(Open {
-            file: Arc::new(fd.into()),
+            handles: self.closer.watch(handles, Handles::are_long),
+            closer: self.closer.clone(),
             mmap: self.mmap,
             sendfile: Arc::clone(&self.sendfile),
             counts: Arc::clone(&self.counts),
-            direct: OnceLock::new(),
         })
     }
 
@@ -161,6 +165,10 @@ impl Disk for Real {
         }
     }
 
+    fn settle(&self) {
+        self.closer.settle();
+    }
+
     fn free(&self) -> io::Result<u64> {
         let stat = fs::fstatvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -169,15 +177,26 @@ impl Disk for Real {
 
 #[derive(Debug)]
 struct Open {
-    file: Arc<StdFile>,
+    handles: Closing<Handles>,
+    closer: Closer,
     mmap: bool,
     sendfile: Arc<AtomicBool>,
     counts: Arc<AtomicBool>,
+}
+
+/// A file's descriptors.
+#[derive(Debug)]
+struct Handles {
+    file: Arc<StdFile>,
     /// The same file for direct reads, once one was wanted; none where the file system has no such.
     direct: OnceLock<Option<OwnedFd>>,
 }
 
-impl Open {
+impl Handles {
+    fn are_long(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.len() >= closer::SHORT)
+    }
+
     /// By the name that this process has for its own descriptor: the file may have been moved since it was opened.
     fn reopen_direct(&self) -> Option<OwnedFd> {
         let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
@@ -190,7 +209,7 @@ impl Open {
     fn is_read(&self, offset: u64) -> io::Result<bool> {
         let mut byte = [0];
         let parts = &mut [IoSliceMut::new(&mut byte)];
-        match rustix::io::preadv2(&self.file, parts, offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&self.handles.file, parts, offset, ReadWriteFlags::NOWAIT) {
             Ok(got) => Ok(got == 1),
             Err(Errno::AGAIN) => Ok(false),
             Err(error) => Err(error.into()),
@@ -200,19 +219,19 @@ impl Open {
 
 impl File for Open {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(self.handles.file.metadata()?.len())
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        self.handles.file.write_all_at(bytes, offset)
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset)
+        self.handles.file.read_exact_at(buf, offset)
     }
 
     fn read_direct(&self, offset: u64, buf: &mut [u8]) -> Option<io::Result<usize>> {
-        let file = self.direct.get_or_init(|| self.reopen_direct()).as_ref()?;
+        let file = self.handles.direct.get_or_init(|| self.handles.reopen_direct()).as_ref()?;
         let mut got = 0;
         while got < buf.len() {
             match rustix::io::pread(file, &mut buf[got..], offset + got as u64) {
@@ -230,25 +249,25 @@ impl File for Open {
     }
 
     fn trim(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.handles.file.set_len(len)
     }
 
     fn begin_sync(&self, range: Range<u64>) {
         // Where it fails, the sync that follows has all of it to do, and to tell.
-        if let Err(error) = raw::file::begin_writeback(self.file.as_fd(), range) {
+        if let Err(error) = raw::file::begin_writeback(self.handles.file.as_fd(), range) {
             tracing::trace!(%error, "begin to write a file back");
         }
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.handles.file.sync_data()
     }
 
     fn map(&self, len: u64) -> io::Result<Option<Arc<dyn Mapping>>> {
         if !self.mmap || len == 0 {
             return Ok(None);
         }
-        let map = Map::new(&self.file, len, self.sendfile.load(Relaxed))?;
+        let map = Map::new(&self.handles.file, len, self.sendfile.load(Relaxed), &self.closer)?;
         Ok(Some(Arc::new(map)))
     }
 
@@ -261,7 +280,7 @@ impl File for Open {
         let page = rustix::param::page_size() as u64;
         let pages = range.end.div_ceil(page) - range.start / page;
         let resident = || -> io::Result<bool> {
-            Ok(raw::file::cached_pages(self.file.as_fd(), range.clone())? == pages
+            Ok(raw::file::cached_pages(self.handles.file.as_fd(), range.clone())? == pages
                 && self.is_read(range.start)?
                 && self.is_read(range.end - 1)?)
         };
@@ -277,7 +296,7 @@ impl File for Open {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.sendfile.load(Relaxed).then(|| self.file.as_fd())
+        self.sendfile.load(Relaxed).then(|| self.handles.file.as_fd())
     }
 
     fn undescribe(&self) {

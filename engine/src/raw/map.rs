@@ -1,6 +1,9 @@
 //! A read-only, shared mapping of a file that only grows complete.
 
-use crate::behind;
+use crate::{
+    behind,
+    closer::{self, Closer, Closing},
+};
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 use std::{fs::File, io, ops::Range, sync::Arc};
@@ -14,7 +17,7 @@ const PAGES_MAX: usize = 4096;
 /// answers EFAULT or EIO: hence only the kernel may be given these bytes.
 #[derive(Debug)]
 pub(crate) struct Map {
-    raw: MmapRaw,
+    raw: Closing<MmapRaw>,
     /// Whether it stands in the book of who is behind which memory.
     noted: bool,
 }
@@ -22,7 +25,7 @@ pub(crate) struct Map {
 impl Map {
     /// Maps the first `len` bytes of `file`, more than none. With `note`, whoever has a part of it can find the file, see
     /// [`crate::behind`].
-    pub(crate) fn new(file: &Arc<File>, len: u64, note: bool) -> io::Result<Self> {
+    pub(crate) fn new(file: &Arc<File>, len: u64, note: bool, closer: &Closer) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if file.metadata()?.len() < len as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -31,6 +34,7 @@ impl Map {
         if note {
             behind::note(raw.as_ptr().addr(), len, file);
         }
+        let raw = closer.watch(raw, |raw| raw.len() as u64 >= closer::SHORT);
         Ok(Self { raw, noted: note })
     }
 

@@ -73,6 +73,7 @@ impl Store {
                         self.counters.no_space.add(1);
                         return Err(Error::NoSpace(bytes));
                     }
+                    self.disk.settle();
                 }
                 other => return Ok(other?),
             }
