@@ -4,7 +4,8 @@
 //!   reader the window is the whole blob. With readers it starts at the first missing piece of one of them and its length is
 //!   `lo × (pieces ÷ lo)^(u³)`, *u* uniform: mostly short, now and then the whole rest, the more often the less is left, so that
 //!   readers are served in order, the swarm keeps its diversity, and the last pieces are well spread when everybody comes to them. A few
-//!   requests take that first missing piece itself; half of those to origins do.
+//!   requests take that first missing piece itself; half of those to origins do; and the first request after a reader came, so that it need
+//!   not wait for what it did not ask for.
 //! - **Ranges only.** A download that was begun for readers of ranges asks for nothing else, until more than a
 //!   [`WHOLE_SHARE`]th of the blob is here or was asked for, or somebody wants all of it.
 //! - **Choice of peer.** The one with the fewest requests outstanding that has something wanted; origins after agents.
@@ -456,6 +457,8 @@ struct Reading {
     id: ReaderId,
     /// Starts at a piece that is missing, as far as known.
     left: Range<u32>,
+    /// Whether that piece is still to be asked for, since the reader came.
+    fresh: bool,
 }
 
 struct Suspect {
@@ -864,9 +867,9 @@ impl Swarm {
     fn reader(&mut self, id: ReaderId, pieces: Range<u32>) {
         let left = pieces.start..pieces.end.min(self.geometry.pieces());
         if let Some(reading) = self.readers.iter_mut().find(|reading| reading.id == id) {
-            reading.left = left.clone();
+            (reading.left, reading.fresh) = (left.clone(), true);
         } else if self.readers.len() < READERS_MAX {
-            self.readers.push(Reading { id, left: left.clone() });
+            self.readers.push(Reading { id, left: left.clone(), fresh: true });
         } else {
             // Nobody would ask for what this one waits for.
             self.want_whole();
@@ -935,6 +938,15 @@ impl Swarm {
             let flight = self.land(at);
             self.effects.push_back(Effect::Cancel { slot: flight.slot, piece });
         }
+    }
+
+    /// The first missing piece of a reader that came just now.
+    fn fresh_head(&mut self) -> Option<PieceIndex> {
+        self.readers.iter_mut().filter(|reading| reading.fresh).find_map(|reading| {
+            let head = self.wanted.first_in(reading.left.clone());
+            reading.fresh = head.is_some_and(|head| head.get() == reading.left.start);
+            head.filter(|_| reading.fresh)
+        })
     }
 
     /// Where the next request should look: from the first missing piece of a reader drawn at random.
@@ -1033,6 +1045,7 @@ impl Swarm {
         if self.wanted.is_empty() {
             return None;
         }
+        let fresh = self.fresh_head().map(PieceIndex::get);
         let window = self.window(self.peers[at].origin);
         let percent = if self.peers[at].origin { self.config.origin_head_percent } else { self.config.head_percent };
         let head = !self.readers.is_empty() && self.rng.below(100) < u64::from(percent);
@@ -1043,6 +1056,12 @@ impl Swarm {
         // An origin has everything, so what it shows is what it has.
         let has = if peer.shown.is_some() && has.is_none() { peer.shown.as_ref() } else { has };
         let first = if head { window.start..window.start + 1 } else { 0..0 };
+        // Whichever origin has the shortest queue is to send that one.
+        let fresh = fresh.map_or(0..0, |head| head..head + 1);
+        let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, fresh, Stripe::ALL);
+        if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {
+            return Some(piece);
+        }
         for range in [first, window.clone(), window.end..self.geometry.pieces(), 0..window.start] {
             let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, range, stripe);
             if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {

@@ -109,6 +109,29 @@ fn readers_come_first() {
     assert!(near >= AT_ONCE * 5 / 8, "{asked:?}");
 }
 
+#[test]
+fn what_a_reader_came_for_is_asked_for_first() {
+    for seed in 0..50 {
+        let g = geometry(1000);
+        let mut swarm = Swarm::new(Config::new(id(0), seed), g, PieceSet::new(&g), Class::Foreground);
+        read(&mut swarm, 1, 300, 1000);
+        read(&mut swarm, 2, 701, 900);
+        for slot in 1..=2 {
+            let (origin, dialed, has) = (true, true, Has::All);
+            swarm.handle(ms(1), Event::Connected { slot: Slot(slot), id: id(slot), origin, dialed, has });
+        }
+        let asked = requests(&effects(&mut swarm));
+        assert_eq!(asked.len(), AT_ONCE, "seed {seed}");
+        assert_eq!([0, 1].map(|at| asked[at].1.get()), [300, 701], "seed {seed}");
+        let beyond = |piece: u32| (piece..1000).find(|n| asked.iter().all(|(_, asked)| asked.get() != *n)).unwrap();
+        let head = beyond(500);
+        read(&mut swarm, 3, head, 1000);
+        let (slot, piece) = asked[0];
+        swarm.handle(ms(2), Event::Arrived { slot: Slot(slot), piece, verdict: Verdict::Good });
+        assert_eq!(requests(&effects(&mut swarm))[0].1.get(), head, "seed {seed}, of whichever origin");
+    }
+}
+
 fn ranges(pieces: u32) -> Swarm {
     let g = geometry(pieces);
     Swarm::of_ranges(Config::new(id(0), 1), g, PieceSet::new(&g), Class::Foreground)
