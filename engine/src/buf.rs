@@ -1,8 +1,8 @@
 //! A bounded pool of page-aligned buffers, a piece long each. They are reused: memory touched for the first time costs
 //! more than the copy into it.
 
+use crate::raw::{HUGE, Pages};
 use bytes::Bytes;
-use memmap2::MmapMut;
 use std::{
     fmt, io,
     ops::{Deref, DerefMut},
@@ -35,7 +35,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Lists {
-    idle: [Vec<MmapMut>; CLASSES],
+    idle: [Vec<Pages>; CLASSES],
+    /// Mapped.
     bytes: usize,
     lent: usize,
 }
@@ -101,17 +102,29 @@ impl Pool {
 }
 
 impl Lists {
-    fn map(&mut self, class: usize, bytes_max: usize) -> io::Result<MmapMut> {
+    fn map(&mut self, class: usize, bytes_max: usize) -> io::Result<Pages> {
         let len = class_len(class);
+        // As many at once as fill a huge page.
+        let count = (HUGE / len).max(1);
         // Make room by giving back idle buffers of other classes.
-        while self.bytes + len > bytes_max {
-            let other = self.idle.iter().position(|list| !list.is_empty()).ok_or(io::ErrorKind::OutOfMemory)?;
-            self.idle[other].pop();
-            self.bytes -= class_len(other);
+        while self.bytes + len * count > bytes_max && self.unmap() {}
+        let count = if self.bytes + len * count <= bytes_max { count } else { 1 };
+        if self.bytes + len * count > bytes_max {
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let pages = MmapMut::map_anon(len)?;
-        self.bytes += len;
-        Ok(pages)
+        let mut parts = Pages::map(len, count)?;
+        self.bytes += len * count;
+        let first = parts.pop().ok_or(io::ErrorKind::OutOfMemory)?;
+        self.idle[class].append(&mut parts);
+        Ok(first)
+    }
+
+    /// Gives back an idle buffer. False where there is none.
+    fn unmap(&mut self) -> bool {
+        let Some(class) = self.idle.iter().position(|list| !list.is_empty()) else { return false };
+        self.idle[class].pop();
+        self.bytes -= class_len(class);
+        true
     }
 }
 
@@ -163,7 +176,7 @@ impl fmt::Debug for Buf {
 
 struct Owned {
     /// None only while being dropped.
-    pages: Option<MmapMut>,
+    pages: Option<Pages>,
     len: usize,
     pool: Arc<Shared>,
 }

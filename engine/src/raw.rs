@@ -3,7 +3,9 @@ mod buf;
 pub(crate) mod file;
 mod map;
 pub(crate) mod net;
+mod pages;
 pub(crate) mod ring;
 pub(crate) mod sched;
 
 pub(crate) use map::Map;
+pub(crate) use pages::{HUGE, Pages};
