@@ -726,20 +726,16 @@ impl Swarm {
             self.effects.push_back(Effect::Drop { slot: old });
         }
         let room = self.peers.len() < PEERS_MAX && (dialed || self.admits(&id));
-        let banned = self.known.iter().any(|known| known.candidate.id == id && known.state == Contact::Banned);
-        if !room && !banned && self.is_complete() {
-            // Nothing is asked of anybody any more, and who comes is served like at any seeder.
+        let complete = self.is_complete();
+        let known = self.known.iter_mut().find(|known| known.candidate.id == id);
+        let banned = known.as_ref().is_some_and(|known| known.state == Contact::Banned);
+        if banned || !room {
+            // Once nothing is asked of anybody any more, who comes is served like at any seeder.
+            self.effects.extend((banned || !complete).then_some(Effect::Drop { slot }));
             return;
         }
-        if let Some(known) = self.known.iter_mut().find(|known| known.candidate.id == id) {
-            if known.state == Contact::Banned || !room {
-                self.effects.push_back(Effect::Drop { slot });
-                return;
-            }
+        if let Some(known) = known {
             known.state = Contact::Connected;
-        } else if !room {
-            self.effects.push_back(Effect::Drop { slot });
-            return;
         }
         let has = match has {
             Has::All => None,
@@ -1055,14 +1051,17 @@ impl Swarm {
         let has = peer.has.as_ref();
         // An origin has everything, so what it shows is what it has.
         let has = if peer.shown.is_some() && has.is_none() { peer.shown.as_ref() } else { has };
-        let first = if head { window.start..window.start + 1 } else { 0..0 };
-        // Whichever origin has the shortest queue is to send that one.
-        let fresh = fresh.map_or(0..0, |head| head..head + 1);
-        let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, fresh, Stripe::ALL);
-        if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {
-            return Some(piece);
-        }
-        for range in [first, window.clone(), window.end..self.geometry.pieces(), 0..window.start] {
+        let only = |piece: u32| piece..piece + 1;
+        let first = if head { only(window.start) } else { 0..0 };
+        let ranges = [
+            // Whichever origin has the shortest queue is to send that one.
+            (fresh.map_or(0..0, only), Stripe::ALL),
+            (first, stripe),
+            (window.clone(), stripe),
+            (window.end..self.geometry.pieces(), stripe),
+            (0..window.start, stripe),
+        ];
+        for (range, stripe) in ranges {
             let pick = self.availability.rarest(&mut self.rng, &self.wanted, has, range, stripe);
             if let Some(Pick { piece, .. }) = pick.filter(|pick| !alone || pick.count == 0) {
                 return Some(piece);
