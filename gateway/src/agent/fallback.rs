@@ -1,6 +1,7 @@
 //! Bytes by another way where the swarm brings none: a reader that has waited for a piece for long enough has it fetched from a
-//! [`Source`], the origins first and then the upstream of its repository, by an ordinary request for a range. The piece goes to the engine, which proves it like any other;
-//! so whoever waits for it gets it, no byte is sent unproven, and the answer goes on at the byte where it stopped.
+//! [`Source`], the origins first and then the upstream of its repository, by an ordinary request for a range. The piece goes to the
+//! engine, which proves it like any other; so whoever waits for it gets it, no byte is sent unproven, and the answer goes on at the
+//! byte where it stopped.
 //!
 //! What is fetched is a *stretch*: the rest of an aligned group of pieces, no further than the reader wants. All readers that are
 //! held up in one stretch share its request, and few run at a time, so that a swarm in trouble does not become the origins' trouble.
