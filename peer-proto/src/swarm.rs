@@ -49,6 +49,8 @@ pub const READERS_MAX: usize = 64;
 pub const WHOLE_SHARE: u32 = 4;
 /// Agents, and origins, aimed at for a download of ranges: a few pieces are soon here, and each connection costs both ends.
 pub const RANGES_DEGREE: u16 = 4;
+/// A blob has one more request outstanding for each so many pieces; see [`Config::in_flight_max`].
+pub const IN_FLIGHT_PIECES: u32 = 256;
 /// Most outstanding requests at one peer.
 pub const WINDOW_MAX: u16 = 16;
 /// Wait before a lost source is dialled again, the first time.
@@ -97,8 +99,11 @@ pub struct Config {
     pub accept_max: u16,
     /// Outstanding requests at one peer, where there are enough of them.
     pub per_peer: u16,
-    /// Outstanding requests in all. More make queues at uplinks, and all is asked for before a second neighbour can have it; with fewer the
-    /// throughput of a whole swarm comes and goes in waves.
+    /// Outstanding requests in all, in a short blob. More make queues at uplinks, and all is asked for before a second neighbour can have
+    /// it; with fewer the throughput of a whole swarm comes and goes in waves.
+    pub in_flight_min: u16,
+    /// The same in a long blob, which has enough pieces to keep links busy that many requests share; one more for each
+    /// [`IN_FLIGHT_PIECES`] pieces on the way there.
     pub in_flight_max: u16,
     /// The same in bytes; two pieces are always allowed.
     pub in_flight_bytes_max: u64,
@@ -124,7 +129,8 @@ impl Config {
             degree: 10,
             accept_max: 14,
             per_peer: 2,
-            in_flight_max: 12,
+            in_flight_min: 12,
+            in_flight_max: 16,
             in_flight_bytes_max: 128 << 20,
             window_min: 40,
             window_exponent: 3,
@@ -964,7 +970,9 @@ impl Swarm {
 
     fn cap(&self) -> usize {
         let by_bytes = self.config.in_flight_bytes_max / u64::from(self.geometry.piece_length());
-        let cap = u64::from(self.config.in_flight_max.min(self.budget)).min(by_bytes.max(2));
+        let more = u16::try_from(self.geometry.pieces() / IN_FLIGHT_PIECES).unwrap_or(u16::MAX);
+        let by_length = self.config.in_flight_min.saturating_add(more).min(self.config.in_flight_max);
+        let cap = u64::from(by_length.min(self.budget)).min(by_bytes.max(2));
         let cap = if self.class == Class::Background { cap.div_ceil(4) } else { cap };
         usize::try_from(cap).unwrap_or(usize::MAX)
     }

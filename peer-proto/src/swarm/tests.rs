@@ -47,8 +47,17 @@ fn requests(effects: &[Effect]) -> Vec<(u32, PieceIndex)> {
     effects.iter().filter_map(request).collect()
 }
 
-/// Requests outstanding in all, where nothing else bounds them.
-const AT_ONCE: usize = Config::new(PeerId::new([0; 20]), 0).in_flight_max as usize;
+/// Requests outstanding in all of a short blob, where nothing else bounds them.
+const AT_ONCE: usize = Config::new(PeerId::new([0; 20]), 0).in_flight_min as usize;
+
+#[test]
+fn the_longer_a_blob_the_more_of_it_is_asked_for_up_to_a_bound() {
+    for (pieces, want) in [(100, AT_ONCE), (512, AT_ONCE + 2), (1500, AT_ONCE + 4), (50_000, AT_ONCE + 4)] {
+        let (mut swarm, _) = download(pieces);
+        connect(&mut swarm, ms(0), 1, false, Has::All);
+        assert_eq!(requests(&effects(&mut swarm)).len(), want, "{pieces} pieces");
+    }
+}
 
 #[test]
 fn a_lone_source_gets_the_whole_window_and_several_share_it() {
@@ -121,7 +130,7 @@ fn what_a_reader_came_for_is_asked_for_first() {
             swarm.handle(ms(1), Event::Connected { slot: Slot(slot), id: id(slot), origin, dialed, has });
         }
         let asked = requests(&effects(&mut swarm));
-        assert_eq!(asked.len(), AT_ONCE, "seed {seed}");
+        assert_eq!(asked.len(), AT_ONCE + 3, "seed {seed}");
         assert_eq!([0, 1].map(|at| asked[at].1.get()), [300, 701], "seed {seed}");
         let beyond = |piece: u32| (piece..1000).find(|n| asked.iter().all(|(_, asked)| asked.get() != *n)).unwrap();
         let head = beyond(500);
