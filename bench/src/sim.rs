@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use report::Report;
 use scenario::{Scenario, Sizes};
 use std::{path::PathBuf, time::Instant};
-use world::{Tuning, World};
+use world::{Network, Tuning, World};
 
 /// Simulates a swarm and prints how close to the network's limit it came. Same flags, same result, bit for bit.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,6 +42,10 @@ pub(crate) struct Args {
     /// Time to prove and store a piece, microseconds.
     #[arg(long, default_value_t = 500)]
     proof_us: u64,
+    /// Have connections share links, as TCP's do, each link with a queue of so many bytes, such as 256KiB, full while it is busy; a link
+    /// takes one piece at a time without
+    #[arg(long, value_parser = size)]
+    queue: Option<u64>,
     /// Try another number of peers aimed at.
     #[arg(long)]
     degree: Option<u16>,
@@ -97,7 +101,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         head_percent: args.head_percent,
         origin_head_percent: args.origin_head_percent,
     };
-    let plan = args.scenario.plan(sizes, args.seed, args.latency_us * 1000, args.proof_us * 1000, tuning);
+    let network = Network { latency: args.latency_us * 1000, proof: args.proof_us * 1000, queue: args.queue };
+    let plan = args.scenario.plan(sizes, args.seed, network, tuning);
+    if plan.zone_rate.is_some() && network.queue.is_some() {
+        bail!("the link into a zone is not modelled as one that connections share: leave out --queue");
+    }
     let begun = Instant::now();
     let outcome = World::new(plan.clone())?.run();
     let report = Report::new(args.scenario, &plan, &outcome);

@@ -90,15 +90,10 @@ enum Part {
         /// Length that must come.
         len: u64,
     },
-    /// Sends bytes to the first that connects: what a link carries with nothing around it.
-    Pour {
-        /// How many.
-        len: u64,
-    },
-    /// Receives them.
-    Drain {
-        /// Where from.
-        server: String,
+    /// Sends to and receives from other hosts: what a link carries with nothing around it.
+    Exchange {
+        /// Whom to dial; others dial us.
+        peers: Vec<std::net::Ipv4Addr>,
     },
 }
 
@@ -111,8 +106,7 @@ pub(crate) fn inside(args: &InsideArgs) -> Result<()> {
             measure(args, work)
         }
         Part::Pull { server, path, len } => client::pull(server, path, *len),
-        Part::Pour { len } => client::pour(*len),
-        Part::Drain { server } => client::drain(server),
+        Part::Exchange { peers } => client::exchange(peers),
     }
 }
 
@@ -192,8 +186,8 @@ fn measure(args: &Args, work: &Path) -> Result<()> {
     eprintln!("starting a tracker, {} origins and {} agents", args.origins, args.hosts);
     let shoal = program(args)?;
     let mut cluster = Cluster::start(&mut fabric, &shoal, work, args.origins, args.hosts)?;
-    let payload = cluster.link_payload_rate(args.rate)?;
-    eprintln!("a link carries {:.2} MB/s of payload; storing the blob at the origins", report::mega(payload));
+    let payload = cluster.link_payload_rate()?;
+    eprintln!("links carry {:.2} MB/s of payload; storing the blob at the origins", report::mega(payload));
     let digest = cluster.seed(&shoal, work, args.blob)?;
     eprintln!("pulling {} MB on all hosts at once", args.blob / 1_000_000);
     let pulled = cluster.pull(&digest, args.blob)?;

@@ -2,7 +2,7 @@
 
 use super::{
     Rng,
-    world::{Group, HostPlan, Plan, Pull, SECOND, Tuning},
+    world::{Group, HostPlan, Network, Plan, Pull, SECOND, Tuning},
 };
 use clap::ValueEnum;
 
@@ -106,7 +106,7 @@ impl Scenario {
     }
 
     /// Everything the run depends on.
-    pub(crate) fn plan(self, sizes: Sizes, seed: u64, latency: u64, proof: u64, tuning: Tuning) -> Plan {
+    pub(crate) fn plan(self, sizes: Sizes, seed: u64, network: Network, tuning: Tuning) -> Plan {
         let mut rng = Rng::new(seed);
         let hosts = sizes.hosts.unwrap_or_else(|| self.hosts());
         let blob = sizes.blob.unwrap_or_else(|| self.blob());
@@ -196,8 +196,7 @@ impl Scenario {
             blobs: lengths,
             piece: sizes.piece,
             pulls,
-            latency,
-            proof,
+            network,
             zone_rate,
             replicas: if self == Self::PeakHour { 3 } else { origins as usize },
             tuning,

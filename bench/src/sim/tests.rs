@@ -1,14 +1,20 @@
 use super::{
     report::Report,
     scenario::{Scenario, Sizes},
-    world::{Outcome, Plan, Tuning, World},
+    world::{Network, Outcome, Plan, Tuning, World},
 };
 use clap::ValueEnum as _;
 
+const NETWORK: Network = Network { latency: 500_000, proof: 500_000, queue: None };
+
 fn run_plan(scenario: Scenario, hosts: u32, blob_mb: u64, seed: u64) -> (Plan, Outcome, Report) {
+    run_over(NETWORK, scenario, hosts, blob_mb, seed)
+}
+
+fn run_over(network: Network, scenario: Scenario, hosts: u32, blob_mb: u64, seed: u64) -> (Plan, Outcome, Report) {
     let blobs = (scenario == Scenario::PeakHour).then_some(6);
     let sizes = Sizes { hosts: Some(hosts), blob: Some(blob_mb * 1_000_000), blobs, ..Sizes::default() };
-    let plan = scenario.plan(sizes, seed, 500_000, 500_000, Tuning::default());
+    let plan = scenario.plan(sizes, seed, network, Tuning::default());
     let outcome = World::new(plan.clone()).unwrap().run();
     let report = Report::new(scenario, &plan, &outcome);
     (plan, outcome, report)
@@ -22,6 +28,22 @@ fn every_scenario_ends_without_a_wrong_piece() {
         assert_eq!((report.unfinished, report.wrong_pieces_accepted), (0, 0), "{replay}");
         assert!(outcome.origin_bytes.iter().all(|bytes| *bytes > 0), "{replay}");
     }
+}
+
+#[test]
+fn shared_links_carry_the_same_swarms_a_little_slower() {
+    let shared = Network { queue: Some(256 << 10), ..NETWORK };
+    for scenario in Scenario::value_variants().iter().filter(|scenario| **scenario != Scenario::Zones) {
+        let (_, outcome, report) = run_over(shared, *scenario, 30, 60, 1);
+        let replay = format!("sim {} --hosts 30 --blob 60MB --queue 256KiB --seed 1", scenario.name());
+        assert_eq!((report.unfinished, report.wrong_pieces_accepted), (0, 0), "{replay}");
+        assert!(outcome.origin_bytes.iter().all(|bytes| *bytes > 0), "{replay}");
+    }
+    let (.., report) = run_over(shared, Scenario::KrakenPaper, 60, 300, 1);
+    let (.., again) = run_over(shared, Scenario::KrakenPaper, 60, 300, 1);
+    let spread = report.multiples.unwrap();
+    assert!(spread.p50 > 1.0 && spread.p50 < 1.10 && spread.max < 1.30, "seed 1: {spread:?}");
+    assert_eq!((report.json(), report.events), (again.json(), again.events));
 }
 
 #[test]

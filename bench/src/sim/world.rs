@@ -4,10 +4,13 @@
 //!
 //! - A host's uplink sends one piece at a time, in the order asked, at its rate. Its downlink takes bytes at its rate; a piece may
 //!   arrive while it is being sent, and waits where several come at once. A zone's link in from outside is a third such server.
+//!   Or connections share the links: see [`shared`].
 //! - Messages without payload take the latency and no bandwidth. Opening a channel takes three latencies, proving and storing a piece a
 //!   fixed time.
 //! - A host that dies says nothing: dials to it fail after a while, requests to it are never answered.
 //! - The tracker is one queue with a service time.
+
+mod shared;
 
 use peer_proto::{
     Digest, Instant, PeerId, PieceIndex, PieceSet,
@@ -82,10 +85,7 @@ pub(crate) struct Plan {
     /// Piece length, where not the layout's own choice.
     pub(crate) piece: Option<u32>,
     pub(crate) pulls: Vec<Pull>,
-    /// One way, nanoseconds.
-    pub(crate) latency: u64,
-    /// Proving and storing a piece, nanoseconds.
-    pub(crate) proof: u64,
+    pub(crate) network: Network,
     /// Bytes a second into each zone from outside.
     pub(crate) zone_rate: Option<u64>,
     /// Origins that hold each blob.
@@ -93,6 +93,17 @@ pub(crate) struct Plan {
     pub(crate) tuning: Tuning,
     /// The run is stopped then.
     pub(crate) end: u64,
+}
+
+/// What lies between hosts, and what a piece waits for once it is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Network {
+    /// One way, nanoseconds.
+    pub(crate) latency: u64,
+    /// Proving and storing a piece, nanoseconds.
+    pub(crate) proof: u64,
+    /// Connections share the links, each of which queues so many bytes; none: a link takes one piece at a time.
+    pub(crate) queue: Option<u64>,
 }
 
 /// Figures that are tried out; none: as shipped.
@@ -155,10 +166,19 @@ struct Wire {
 enum Kind {
     Pull(u32),
     Die(u32),
-    Tick { host: u32, blob: u16 },
-    AnnounceTick { host: u32 },
-    TrackerIn { host: u32 },
-    TrackerOut { host: u32 },
+    Tick {
+        host: u32,
+        blob: u16,
+    },
+    AnnounceTick {
+        host: u32,
+    },
+    TrackerIn {
+        host: u32,
+    },
+    TrackerOut {
+        host: u32,
+    },
     Open(Wire),
     Opened(Wire, bool),
     Closed(Wire),
@@ -166,10 +186,31 @@ enum Kind {
     Request(Wire),
     Cancel(Wire),
     Judged(Wire, bool),
-    UpDone { host: u32 },
-    Have { host: u32, blob: u16, piece: u32 },
-    HaveAll { host: u32, blob: u16 },
-    LayoutHolds { host: u32, blob: u16 },
+    UpDone {
+        host: u32,
+    },
+    ChunkSent {
+        host: u32,
+    },
+    ChunkReceived {
+        host: u32,
+    },
+    /// To all with a channel.
+    Have {
+        host: u32,
+        blob: u16,
+        piece: u32,
+    },
+    /// To one of them.
+    Told(Wire),
+    HaveAll {
+        host: u32,
+        blob: u16,
+    },
+    LayoutHolds {
+        host: u32,
+        blob: u16,
+    },
 }
 
 struct Node {
@@ -178,6 +219,8 @@ struct Node {
     up_busy: bool,
     up_queue: VecDeque<Wire>,
     down_free: u64,
+    /// Of links that connections share.
+    ends: shared::Ends,
     announcer: Announcer,
     announce_tick: u64,
     request: Option<Request>,
@@ -293,6 +336,7 @@ impl World {
                 up_busy: false,
                 up_queue: VecDeque::new(),
                 down_free: 0,
+                ends: shared::Ends::default(),
                 announcer: Announcer::new(me, trackers.clone(), super::mix(plan.seed ^ u64::from(host) << 20)),
                 announce_tick: u64::MAX,
                 request: None,
@@ -364,6 +408,7 @@ impl World {
             Kind::Closed(wire) => self.closed(wire),
             Kind::Elsewhere(wire) => self.elsewhere(wire),
             Kind::Request(wire) => self.request(wire),
+            Kind::Cancel(wire) if self.plan.network.queue.is_some() => self.cancel_shared(wire),
             Kind::Cancel(wire) => {
                 let queue = &mut self.nodes[wire.from as usize].up_queue;
                 if let Some(at) = queue.iter().position(|queued| *queued == wire) {
@@ -375,7 +420,10 @@ impl World {
                 self.nodes[host as usize].up_busy = false;
                 self.send(host);
             }
+            Kind::ChunkSent { host } => self.chunk_sent(host),
+            Kind::ChunkReceived { host } => self.chunk_received(host),
             Kind::Have { host, blob, piece } => self.have(host, blob, piece),
+            Kind::Told(wire) => self.told(wire),
             Kind::HaveAll { host, blob } => self.have_all(host, blob),
             Kind::LayoutHolds { host, blob } => self.tell(host, blob, Event::LayoutHolds),
         }
@@ -397,6 +445,7 @@ impl World {
             let mut config = swarm::Config::new(peer_id(pull.host), seed);
             config.degree = self.plan.tuning.degree.unwrap_or(config.degree);
             config.per_peer = self.plan.tuning.per_peer.unwrap_or(config.per_peer);
+            config.in_flight_min = self.plan.tuning.in_flight.unwrap_or(config.in_flight_min);
             config.in_flight_max = self.plan.tuning.in_flight.unwrap_or(config.in_flight_max);
             config.window_min = self.plan.tuning.window_min.unwrap_or(config.window_min);
             config.window_exponent = self.plan.tuning.window_exponent.unwrap_or(config.window_exponent);
@@ -460,7 +509,7 @@ impl World {
     }
 
     fn pump(&mut self, host: u32, blob: u16) {
-        let latency = self.plan.latency;
+        let latency = self.plan.network.latency;
         loop {
             let Some(holding) = self.holding(host, blob) else { return };
             let Some(swarm) = holding.swarm.as_mut() else { return };
@@ -469,10 +518,11 @@ impl World {
             match effect {
                 Effect::Connect(candidate) => {
                     let to = host_of(&candidate.id);
-                    self.schedule(self.now + 2 * latency, Kind::Open(Wire { to, from: host, piece: 0, blob }));
+                    let wait = 2 * (latency + self.wait(host, to));
+                    self.schedule(self.now + wait, Kind::Open(Wire { to, from: host, piece: 0, blob }));
                 }
-                Effect::Request { slot, piece } => self.schedule(self.now + latency, Kind::Request(wire(slot, piece))),
-                Effect::Cancel { slot, piece } => self.schedule(self.now + latency, Kind::Cancel(wire(slot, piece))),
+                Effect::Request { slot, piece } => self.message(host, slot.0, Kind::Request(wire(slot, piece))),
+                Effect::Cancel { slot, piece } => self.message(host, slot.0, Kind::Cancel(wire(slot, piece))),
                 Effect::Drop { slot } | Effect::Ban { slot, .. } => self.close(host, slot.0, blob),
                 Effect::SuspectLayout { .. } => {
                     self.schedule(self.now + 4 * latency, Kind::LayoutHolds { host, blob });
@@ -523,7 +573,7 @@ impl World {
             let sample = &mut self.out.samples[pull as usize];
             sample.done = Some(self.now - sample.at);
         }
-        self.schedule(self.now + self.plan.latency, Kind::HaveAll { host, blob });
+        self.schedule(self.now + self.plan.network.latency, Kind::HaveAll { host, blob });
         self.announce(host, blob, State::Seeding { peers: 0 });
         self.share(host);
     }
@@ -555,7 +605,7 @@ impl World {
             match effect {
                 announce::Effect::Send { request, .. } => {
                     self.nodes[host as usize].request = Some(request);
-                    self.schedule(self.now + self.plan.latency, Kind::TrackerIn { host });
+                    self.schedule(self.now + self.plan.network.latency, Kind::TrackerIn { host });
                 }
                 announce::Effect::Candidates { digest, peers } => {
                     let blob = u16::from_le_bytes([digest.as_bytes()[8], digest.as_bytes()[9]]);
@@ -582,7 +632,7 @@ impl World {
         self.tracker.handle(at(self.now), handout::Event::Announce { token: u64::from(host), request: &request });
         while let Some(handout::Effect::Answer { response, .. }) = self.tracker.poll() {
             self.nodes[host as usize].response = Some(response);
-            self.schedule(self.tracker_free + self.plan.latency, Kind::TrackerOut { host });
+            self.schedule(self.tracker_free + self.plan.network.latency, Kind::TrackerOut { host });
         }
     }
 
@@ -633,7 +683,7 @@ impl World {
             }
             self.connected(to, from, blob, false);
         }
-        self.schedule(self.now + self.plan.latency, Kind::Opened(answer, taken && asker));
+        self.message(to, from, Kind::Opened(answer, taken && asker));
     }
 
     fn opened(&mut self, wire: Wire, taken: bool) {
@@ -653,8 +703,11 @@ impl World {
         }
         self.nodes[host as usize].up_queue.retain(|queued| !(queued.to == other && queued.blob == blob));
         self.nodes[other as usize].up_queue.retain(|queued| !(queued.to == host && queued.blob == blob));
-        let wire = Wire { to: other, from: host, piece: 0, blob };
-        self.schedule(self.now + self.plan.latency, Kind::Closed(wire));
+        if self.plan.network.queue.is_some() {
+            self.shut_shared(host, other, blob);
+            self.shut_shared(other, host, blob);
+        }
+        self.message(host, other, Kind::Closed(Wire { to: other, from: host, piece: 0, blob }));
     }
 
     fn closed(&mut self, wire: Wire) {
@@ -676,8 +729,11 @@ impl World {
                 let leechers = holding.channels.len();
                 let once = holding.once.get_or_insert_with(|| SendOnce::new(&geometry));
                 if !once.allows(now, piece, zone, leechers) {
-                    return self.schedule(self.now + self.plan.latency, Kind::Elsewhere(wire));
+                    return self.message(wire.from, wire.to, Kind::Elsewhere(wire));
                 }
+            }
+            if self.plan.network.queue.is_some() {
+                return self.ask_shared(wire);
             }
             self.nodes[wire.from as usize].up_queue.push_back(wire);
             self.send(wire.from);
@@ -720,7 +776,7 @@ impl World {
         }
         let down_free = &mut self.nodes[next.to as usize].down_free;
         *down_free = (*down_free).max(self.now) + span(bytes, to.down);
-        arrives = arrives.max(*down_free) + self.plan.latency;
+        arrives = arrives.max(*down_free) + self.plan.network.latency;
         if plan.origin {
             self.out.origin_bytes[usize::from(next.blob)] += bytes;
         }
@@ -728,7 +784,7 @@ impl World {
         self.out.wrong_sent += u64::from(wrong);
         self.nodes[host as usize].up_busy = true;
         self.schedule(up_end, Kind::UpDone { host });
-        self.schedule(arrives + self.plan.proof, Kind::Judged(next, wrong));
+        self.schedule(arrives + self.plan.network.proof, Kind::Judged(next, wrong));
     }
 
     fn judged(&mut self, wire: Wire, wrong: bool) {
@@ -743,7 +799,7 @@ impl World {
         self.out.wrong_accepted += u64::from(wrong && has && !had);
         if has && !had {
             self.out.pieces_taken += 1;
-            self.schedule(self.now + self.plan.latency, Kind::Have { host: to, blob, piece });
+            self.announce_piece(to, blob, piece);
             self.read(to, blob);
         }
         self.pump(to, blob);
@@ -770,6 +826,25 @@ impl World {
         sample.first = sample.first.or_else(|| first.map(|first| first - sample.at));
         if prefix == geometry.pieces() {
             sample.read = Some(consumed - sample.at);
+        }
+    }
+
+    /// Tells all with a channel of a piece.
+    fn announce_piece(&mut self, host: u32, blob: u16, piece: u32) {
+        if self.plan.network.queue.is_none() {
+            // They hear of it all at once.
+            return self.schedule(self.now + self.plan.network.latency, Kind::Have { host, blob, piece });
+        }
+        let channels = self.holding(host, blob).map(|holding| holding.channels.clone()).unwrap_or_default();
+        for to in channels {
+            self.message(host, to, Kind::Told(Wire { to, from: host, piece, blob }));
+        }
+    }
+
+    fn told(&mut self, wire: Wire) {
+        let Wire { to, from, blob, piece } = wire;
+        if let Some(piece) = self.geometry[usize::from(blob)].piece(piece) {
+            self.tell(to, blob, Event::Have { slot: Slot(from), piece });
         }
     }
 

@@ -3,7 +3,12 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -70,33 +75,50 @@ pub(crate) fn metric(server: &str, name: &str) -> Result<f64> {
     Ok(values.iter().sum())
 }
 
-/// Sends `len` bytes to the first that connects; prints `ready PORT` before.
-pub(crate) fn pour(len: u64) -> Result<()> {
-    let listener = TcpListener::bind("0.0.0.0:0")?;
-    println!("ready {}", listener.local_addr()?.port());
-    let (mut socket, _) = listener.accept()?;
-    std::io::copy(&mut std::io::repeat(0).take(len), &mut socket)?;
+/// The port of [`exchange`], in every host's namespace.
+const EXCHANGE_PORT: u16 = 17000;
+/// How long it takes, and the start of that, which is not counted: connections find their pace in it.
+const EXCHANGE: Duration = Duration::from_secs(4);
+const WARM_UP: Duration = Duration::from_secs(1);
+
+/// Says that it listens, waits for a line, then sends to and receives from all that it dials and all that dial it; prints the bytes a
+/// second that came.
+pub(crate) fn exchange(dials: &[Ipv4Addr]) -> Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", EXCHANGE_PORT))?;
+    println!("ready");
+    std::io::stdin().lock().read_line(&mut String::new())?;
+    let (begun, got) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let dialled = dials.iter().map(|peer| TcpStream::connect((*peer, EXCHANGE_PORT)));
+    for socket in dialled {
+        swap(socket?, got.clone())?;
+    }
+    let count = got.clone();
+    // All of these end with the process.
+    thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            swap(socket, count.clone())?;
+        }
+        anyhow::Ok(())
+    });
+    thread::sleep(WARM_UP.saturating_sub(begun.elapsed()));
+    let (from, before) = (Instant::now(), got.load(Relaxed));
+    thread::sleep(EXCHANGE.saturating_sub(begun.elapsed()));
+    let bytes = got.load(Relaxed) - before;
+    println!("{}", bytes as f64 / from.elapsed().as_secs_f64());
+    // The others are not done yet.
+    std::io::stdin().lock().read_line(&mut String::new())?;
     Ok(())
 }
 
-/// Receives to the end; prints bytes and seconds of all but the first tenth of a second, in which the connection finds its pace.
-pub(crate) fn drain(server: &str) -> Result<()> {
-    let mut socket = TcpStream::connect(server).with_context(|| format!("connect to {server}"))?;
-    let mut chunk = vec![0; CHUNK];
-    let begun = Instant::now();
-    let (mut got, mut from) = (0, None);
-    loop {
-        let n = socket.read(&mut chunk)?;
-        if n == 0 {
-            break;
+/// Sends what there is room for, and counts what comes, until the other side goes.
+fn swap(socket: TcpStream, got: Arc<AtomicU64>) -> Result<()> {
+    let (mut from, mut to) = (socket.try_clone()?, socket);
+    thread::spawn(move || std::io::copy(&mut std::io::repeat(0), &mut to));
+    thread::spawn(move || {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(n @ 1..) = from.read(&mut chunk) {
+            got.fetch_add(n as u64, Relaxed);
         }
-        match from {
-            None if begun.elapsed() >= Duration::from_millis(100) => from = Some(Instant::now()),
-            None => {}
-            Some(_) => got += n as u64,
-        }
-    }
-    let from = from.context("the transfer was too short to measure")?;
-    println!("{got} {}", from.elapsed().as_secs_f64());
+    });
     Ok(())
 }

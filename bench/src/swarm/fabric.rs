@@ -12,6 +12,14 @@ const NETWORK: [u8; 2] = [10, 77];
 
 /// A link's queue, milliseconds at its rate: enough for a full rate of many connections, little enough for a short round trip.
 const QUEUE_MS: u64 = 20;
+/// The least in bytes, about what a switch leaves to a busy port out of its shared buffer. The segmentation offload's packets are as large
+/// on a slow link as on a card's: with a queue of few of them every loss is a burst, and connections wait for timeouts.
+const QUEUE_MIN: u64 = 1 << 20;
+
+/// The same in bytes.
+pub(crate) fn queue(rate: u64) -> u64 {
+    (rate * QUEUE_MS / 1000).max(QUEUE_MIN)
+}
 
 /// The bridge and the numbers given out so far.
 pub(crate) struct Fabric {
@@ -72,9 +80,13 @@ impl Fabric {
         host.run_inside("ip", "link set lo up")?;
         host.run_inside("ip", &format!("addr add {addr}/16 dev eth0"))?;
         host.run_inside("ip", "link set eth0 up")?;
+        // A connection that rests for longer than its retransmission timeout, 0.2 s at least, would have to find its rate anew. At the
+        // rates of these links pieces are that far apart; at a card's they are not.
+        host.run_inside("sysctl", "-q -w net.ipv4.tcp_slow_start_after_idle=0")?;
         let shape = |device: &str| {
             // A burst of 2 ms, and of one segmentation offload's packet at least.
-            let (burst, limit) = ((self.rate / 500).max(128 << 10), (self.rate * QUEUE_MS / 1000).max(256 << 10));
+            let burst = (self.rate / 500).max(128 << 10);
+            let limit = queue(self.rate);
             format!("qdisc add dev {device} root tbf rate {}bit burst {burst} limit {limit}", self.rate * 8)
         };
         run("tc", &shape(&link))?;

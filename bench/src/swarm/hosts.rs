@@ -22,8 +22,8 @@ const AGENT_PORT: u16 = 16002;
 /// Between two looks at something that is not there yet.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Seconds of a link's rate that show what it carries.
-const LINK_PROBE_S: u64 = 2;
+/// Peers of each host while it is measured what links carry: about as many as an agent's.
+const MESH: usize = 10;
 
 /// Everything that runs.
 pub(crate) struct Cluster {
@@ -119,22 +119,39 @@ impl Cluster {
         Ok(())
     }
 
-    /// Bytes a second that a bare connection carries over a link of `rate`: what is left to us when headers are paid for.
-    pub(crate) fn link_payload_rate(&self, rate: u64) -> Result<f64> {
-        let (from, to) = self.origins.first().zip(self.agents.first()).context("no two hosts")?;
+    /// Bytes a second that a link carries each way, on the mean, while every host exchanges bytes with [`MESH`] others: what TCP leaves
+    /// of the links' rate to a swarm, headers, acknowledgements and what it sends twice paid for.
+    pub(crate) fn link_payload_rate(&self) -> Result<f64> {
         let exe = std::env::current_exe()?.display().to_string();
-        let len = (rate * LINK_PROBE_S).to_string();
-        let mut pour = from.inside(&exe).args(["inside", "pour", &len]).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(pour.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let port = line.trim().strip_prefix("ready ").context("no port")?;
-        let out = to.inside(&exe).args(["inside", "drain", &format!("{}:{port}", from.addr)]).output()?;
-        pour.wait()?;
-        let said = String::from_utf8_lossy(&out.stdout);
-        let (bytes, seconds) = said.trim().split_once(' ').with_context(|| {
-            format!("the link could not be measured: {}", String::from_utf8_lossy(&out.stderr).trim())
-        })?;
-        Ok(bytes.parse::<f64>()? / seconds.parse::<f64>()?)
+        let hosts: Vec<&Host> = self.origins.iter().chain(&self.agents).collect();
+        let mut ends = Vec::new();
+        for (n, host) in hosts.iter().enumerate() {
+            // Each dials the half of its peers that come next in the ring.
+            let dials = hosts.iter().cycle().skip(n + 1).take((MESH / 2).min((hosts.len() - 1) / 2));
+            let mut end = host
+                .inside(&exe)
+                .args(["inside", "exchange"])
+                .args(dials.map(|peer| peer.addr.to_string()))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            let start = end.stdin.take().context("no stdin")?;
+            let mut said = BufReader::new(end.stdout.take().context("no stdout")?);
+            said.read_line(&mut String::new())?;
+            ends.push((end, start, said));
+        }
+        for (_, start, _) in &mut ends {
+            start.write_all(b"\n")?;
+        }
+        let mut rates = Vec::new();
+        for (mut end, start, mut said) in ends {
+            let mut rate = String::new();
+            said.read_line(&mut rate)?;
+            rates.push(rate.trim().parse::<f64>().context("the links could not be measured")?);
+            drop(start);
+            end.wait()?;
+        }
+        Ok(rates.iter().sum::<f64>() / rates.len() as f64)
     }
 
     /// Stores a blob at all origins; its digest.

@@ -1,6 +1,6 @@
 //! The figures, beside the simulator's for the same swarm.
 
-use super::{Args, hosts::Swarm};
+use super::{Args, fabric, hosts::Swarm};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write as _, path::Path, process::Command};
@@ -40,7 +40,7 @@ pub(crate) struct Report {
     hosts: u16,
     origins: u16,
     blob: u64,
-    /// Bytes a second that a link carries for a bare connection.
+    /// Bytes a second that a link carries for bare connections.
     payload_rate: f64,
     ideal_s: f64,
     /// To the last byte at the client on the host, which takes bytes as fast as they come.
@@ -66,13 +66,14 @@ pub(crate) fn mega(bytes: f64) -> f64 {
     bytes / 1e6
 }
 
-/// Runs the same swarm in the simulator, each link at the rate that a bare connection got out of it.
+/// Runs the same swarm in the simulator, over links of the rate that bare connections got out of these.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, positive and far below 2^53")]
 pub(crate) fn simulate(args: &Args, payload: f64, work: &Path) -> Result<Simulated> {
     let json = work.join("simulated.json");
     let out = Command::new(std::env::current_exe()?)
         .args(["sim", "streaming", "--latency-us", "50"])
         .args(["--hosts", &args.hosts.to_string(), "--origins", &args.origins.to_string()])
+        .args(["--queue", &fabric::queue(args.rate).to_string()])
         .args(["--rate", &format!("{}B/s", payload as u64), "--blob", &args.blob.to_string()])
         .args(["--seed", &args.seed.to_string(), "--json"])
         .arg(&json)
