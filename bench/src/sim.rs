@@ -42,8 +42,8 @@ pub(crate) struct Args {
     /// Time to prove and store a piece, microseconds.
     #[arg(long, default_value_t = 500)]
     proof_us: u64,
-    /// Have connections share links, as TCP's do, each link with a queue of so many bytes, such as 256KiB, full while it is busy; a link
-    /// takes one piece at a time without
+    /// Have connections share links, as TCP's do, each link with a queue of so many bytes, such as 256KiB, that is full while it is
+    /// busy; unless given, a link takes one piece at a time.
     #[arg(long, value_parser = size)]
     queue: Option<u64>,
     /// Try another number of peers aimed at.

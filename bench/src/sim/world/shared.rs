@@ -138,7 +138,9 @@ impl World {
             if self.nodes[to as usize].alive {
                 return self.send_chunk(host, at);
             }
-            self.nodes[host as usize].ends.connections[at] = Connection { to, ..Connection::default() };
+            // What is under way to it still is.
+            let ahead = self.nodes[host as usize].ends.connections[at].ahead;
+            self.nodes[host as usize].ends.connections[at] = Connection { to, ahead, ..Connection::default() };
         }
     }
 
