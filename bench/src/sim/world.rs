@@ -166,19 +166,10 @@ struct Wire {
 enum Kind {
     Pull(u32),
     Die(u32),
-    Tick {
-        host: u32,
-        blob: u16,
-    },
-    AnnounceTick {
-        host: u32,
-    },
-    TrackerIn {
-        host: u32,
-    },
-    TrackerOut {
-        host: u32,
-    },
+    Tick { host: u32, blob: u16 },
+    AnnounceTick { host: u32 },
+    TrackerIn { host: u32 },
+    TrackerOut { host: u32 },
     Open(Wire),
     Opened(Wire, bool),
     Closed(Wire),
@@ -186,31 +177,13 @@ enum Kind {
     Request(Wire),
     Cancel(Wire),
     Judged(Wire, bool),
-    UpDone {
-        host: u32,
-    },
-    ChunkSent {
-        host: u32,
-    },
-    ChunkReceived {
-        host: u32,
-    },
-    /// To all with a channel.
-    Have {
-        host: u32,
-        blob: u16,
-        piece: u32,
-    },
-    /// To one of them.
+    UpDone { host: u32 },
+    ChunkSent { host: u32 },
+    ChunkReceived { host: u32 },
+    Have { host: u32, blob: u16, piece: u32 },
     Told(Wire),
-    HaveAll {
-        host: u32,
-        blob: u16,
-    },
-    LayoutHolds {
-        host: u32,
-        blob: u16,
-    },
+    HaveAll { host: u32, blob: u16 },
+    LayoutHolds { host: u32, blob: u16 },
 }
 
 struct Node {

@@ -21,6 +21,11 @@ pub(crate) fn queue(rate: u64) -> u64 {
     (rate * QUEUE_MS / 1000).max(QUEUE_MIN)
 }
 
+/// What a host's process does in its namespace until it is told to go. A connection that rests for longer than its retransmission timeout,
+/// 0.2 s at least, would have to find its rate anew; at the rates of these links pieces are that far apart, at a card's they are not.
+const START: &str =
+    "echo 0 >/proc/sys/net/ipv4/tcp_slow_start_after_idle && echo && read _ && exec \"$@\" >&2 </dev/null";
+
 /// The bridge and the numbers given out so far.
 pub(crate) struct Fabric {
     rate: u64,
@@ -52,16 +57,7 @@ impl Fabric {
         let out = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
         // The process dies with us, and its namespace and link with it.
         let mut process = Command::new("setpriv")
-            .args([
-                "--pdeathsig",
-                "KILL",
-                "unshare",
-                "--net",
-                "sh",
-                "-c",
-                "echo && read _ && exec \"$@\" >&2 </dev/null",
-                "sh",
-            ])
+            .args(["--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", START, "sh"])
             .args(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -80,9 +76,6 @@ impl Fabric {
         host.run_inside("ip", "link set lo up")?;
         host.run_inside("ip", &format!("addr add {addr}/16 dev eth0"))?;
         host.run_inside("ip", "link set eth0 up")?;
-        // A connection that rests for longer than its retransmission timeout, 0.2 s at least, would have to find its rate anew. At the
-        // rates of these links pieces are that far apart; at a card's they are not.
-        host.run_inside("sysctl", "-q -w net.ipv4.tcp_slow_start_after_idle=0")?;
         let shape = |device: &str| {
             // A burst of 2 ms, and of one segmentation offload's packet at least.
             let burst = (self.rate / 500).max(128 << 10);

@@ -127,7 +127,7 @@ impl Cluster {
         let mut ends = Vec::new();
         for (n, host) in hosts.iter().enumerate() {
             // Each dials the half of its peers that come next in the ring.
-            let dials = hosts.iter().cycle().skip(n + 1).take((MESH / 2).min((hosts.len() - 1) / 2));
+            let dials = hosts.iter().cycle().skip(n + 1).take((MESH / 2).min(hosts.len() / 2));
             let mut end = host
                 .inside(&exe)
                 .args(["inside", "exchange"])
