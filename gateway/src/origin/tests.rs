@@ -708,7 +708,7 @@ async fn an_owner_without_room_passes_readers_on() {
     let digest = cluster.push(&bytes).await.unwrap();
     cluster.nodes[first].quota = NonZeroU64::new(1 << 20);
     cluster.up(first, 1).await;
-    assert_eq!(cluster.first(&digest), first);
+    until("the client sees that it is back", async || cluster.first(&digest) == first).await;
 
     assert_eq!(cluster.pull(&digest).await.unwrap(), bytes);
     assert!(!cluster.holds(first, &digest).await);
