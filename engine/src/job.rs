@@ -7,7 +7,7 @@ use crate::{
     workers::Lane,
 };
 use bytes::Bytes;
-use peer_proto::{Digest, Layout, Namespace, PieceIndex};
+use peer_proto::{Digest, Layout, Namespace, PieceIndex, ProofError, layout::Candidate};
 use std::{ops::Range, sync::Arc};
 
 /// Work that may block or take a core for a while.
@@ -26,14 +26,7 @@ pub enum Job {
         namespace: Namespace,
     },
     /// Prove a received piece and put it in its place.
-    Piece {
-        /// Of which blob.
-        blob: Arc<Blob>,
-        /// Which piece.
-        piece: PieceIndex,
-        /// Its bytes, all of them.
-        buf: Buf,
-    },
+    Piece(Piece),
     /// Make a blob of which all pieces are here durable under its name.
     Finish {
         /// Which.
@@ -51,6 +44,31 @@ pub enum Job {
         /// Which.
         digest: Digest,
     },
+}
+
+/// A received piece.
+#[derive(Debug)]
+pub struct Piece {
+    /// Of which blob.
+    pub blob: Arc<Blob>,
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Its bytes, all of them.
+    pub buf: Buf,
+}
+
+impl Piece {
+    /// What it says it is.
+    pub fn candidate(&self) -> Candidate<'_> {
+        Candidate { layout: self.blob.layout(), piece: self.piece, bytes: &self.buf }
+    }
+
+    /// Puts it in its place, where it was proven.
+    pub fn place(self, proven: Result<(), ProofError>, store: &Store) -> Outcome {
+        let Self { blob, piece, buf } = self;
+        let stored = store.place(&blob, piece, &buf, proven);
+        Outcome::Piece { piece, result: stored.map(|fresh| Stored { bytes: buf.freeze(), fresh }) }
+    }
 }
 
 /// What became of a [`Job`].
@@ -90,7 +108,7 @@ impl Job {
     /// Who does it.
     pub fn lane(&self) -> Lane {
         match self {
-            Self::Piece { .. } => Lane::Hash,
+            Self::Piece(_) => Lane::Hash,
             Self::Open { .. } | Self::Begin { .. } | Self::Finish { .. } | Self::Evict { .. } => Lane::Disk,
             Self::Read { .. } => Lane::Fetch,
         }
@@ -101,9 +119,9 @@ impl Job {
         match self {
             Self::Open { digest } => Outcome::Opened(store.blob(&digest)),
             Self::Begin { layout, namespace } => Outcome::Begun(store.begin(&layout, Some(&namespace))),
-            Self::Piece { blob, piece, buf } => {
-                let stored = store.put(&blob, piece, &buf);
-                Outcome::Piece { piece, result: stored.map(|fresh| Stored { bytes: buf.freeze(), fresh }) }
+            Self::Piece(piece) => {
+                let proven = store.prove(piece.candidate());
+                piece.place(proven, store)
             }
             Self::Finish { blob } => Outcome::Finished(store.finish(&blob)),
             Self::Read { blob, range } => Outcome::Read(store.read(&blob, range)),

@@ -5,9 +5,10 @@
 
 use crate::{
     handle::{self, Metric},
-    job::{Job, Outcome},
+    job::{Job, Outcome, Piece},
     store::Store,
 };
+use peer_proto::chain::{LANES, Lanes};
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -87,6 +88,15 @@ struct Shared {
     done: AtomicU64,
     refused: AtomicU64,
     panicked: AtomicU64,
+    /// Pieces that were proven several at once.
+    together: AtomicU64,
+}
+
+/// What a thread does next.
+enum Turn {
+    Task(Task),
+    /// Pieces that are proven at once.
+    Pieces(Vec<(Piece, Reply)>),
 }
 
 /// One lane's queue and its threads.
@@ -100,6 +110,8 @@ struct Waiting {
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
+    /// Threads that wait for one.
+    idle: usize,
     closed: bool,
 }
 
@@ -127,6 +139,7 @@ impl Workers {
             done: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
+            together: AtomicU64::new(0),
         });
         let workers = Self { shared };
         for lane in Lane::ALL {
@@ -222,11 +235,16 @@ impl Workers {
 
     /// Their figures.
     pub fn metrics(&self) -> Vec<Metric> {
-        let Shared { done, refused, panicked, .. } = &*self.shared;
+        let Shared { done, refused, panicked, together, .. } = &*self.shared;
         vec![
             Metric::counter("worker_jobs_total", "Jobs done by workers.", done.load(Relaxed)),
             Metric::counter("worker_refused_total", "Jobs refused because the queue was full.", refused.load(Relaxed)),
             Metric::counter("worker_panics_total", "Jobs that ended in a panic.", panicked.load(Relaxed)),
+            Metric::counter(
+                "worker_pieces_together_total",
+                "Pieces that workers proved several at once.",
+                together.load(Relaxed),
+            ),
             Metric::gauge("worker_queue", "Jobs that wait for a worker.", self.queued() as u64),
         ]
     }
@@ -278,16 +296,50 @@ impl Waiting {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<Task> {
+    /// The next turn of a thread; `lanes` is how it can prove several pieces at once.
+    fn next(&self, lanes: Option<Lanes>) -> Option<Turn> {
         let mut queue = self.queue();
         loop {
+            if let Some(pieces) = lanes.and_then(|lanes| queue.pieces(lanes)) {
+                return Some(Turn::Pieces(pieces));
+            }
             if let Some(task) = queue.tasks.pop_front() {
-                return Some(task);
+                return Some(Turn::Task(task));
             }
             if queue.closed {
                 return None;
             }
+            queue.idle += 1;
             queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+}
+
+impl Queue {
+    /// A thread's share of the pieces in front, once that is enough for several to be proven at once: threads have fallen behind, or
+    /// so many came together.
+    fn pieces(&mut self, lanes: Lanes) -> Option<Vec<(Piece, Reply)>> {
+        let threads = self.idle + 1;
+        let piece = |task: &&Task| matches!(task, Task::Work(Work { job: Job::Piece(_), .. }));
+        let front = self.tasks.iter().take(threads * LANES).take_while(piece).count();
+        let share = front / threads;
+        (share >= lanes.fewest).then(|| {
+            let taken = self.tasks.drain(..share).filter_map(|task| match task {
+                Task::Work(Work { job: Job::Piece(piece), reply }) => Some((piece, reply)),
+                Task::Work(_) | Task::Call(_) => None,
+            });
+            taken.collect()
+        })
+    }
+}
+
+impl Reply {
+    fn send(self, outcome: Outcome) {
+        match self {
+            // Nobody may be waiting any more.
+            Self::Oneshot(sender) => drop(sender.send(outcome)),
+            Self::Sink { sink, token } => sink.done(token, outcome),
         }
     }
 }
@@ -305,21 +357,34 @@ impl Shared {
         if lane == Lane::Fetch {
             step_back();
         }
-        while let Some(task) = self.lane(lane).next() {
-            match task {
-                Task::Work(Work { job, reply }) => {
-                    let outcome = self.caught(|| job.run(&self.store)).unwrap_or(Outcome::Panicked);
-                    match reply {
-                        // Nobody may be waiting any more.
-                        Reply::Oneshot(sender) => drop(sender.send(outcome)),
-                        Reply::Sink { sink, token } => sink.done(token, outcome),
-                    }
+        let lanes = if lane == Lane::Hash { self.store.lanes() } else { None };
+        while let Some(turn) = self.lane(lane).next(lanes) {
+            match turn {
+                Turn::Task(Task::Work(Work { job, reply })) => {
+                    reply.send(self.caught(|| job.run(&self.store)).unwrap_or(Outcome::Panicked));
                 }
-                Task::Call(call) => {
+                Turn::Task(Task::Call(call)) => {
                     self.caught(|| call(&self.store));
+                }
+                Turn::Pieces(pieces) => {
+                    self.prove(pieces);
+                    continue;
                 }
             }
             self.done.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Proves pieces at once, and tells of each as soon as it is in its place.
+    fn prove(&self, pieces: Vec<(Piece, Reply)>) {
+        let candidates: Vec<_> = pieces.iter().map(|(piece, _)| piece.candidate()).collect();
+        let proven = self.caught(|| self.store.prove_together(&candidates));
+        let mut proven = proven.into_iter().flatten();
+        for (piece, reply) in pieces {
+            let placed = proven.next().and_then(|proven| self.caught(|| piece.place(proven, &self.store)));
+            reply.send(placed.unwrap_or(Outcome::Panicked));
+            self.done.fetch_add(1, Relaxed);
+            self.together.fetch_add(1, Relaxed);
         }
     }
 
@@ -332,5 +397,75 @@ impl Shared {
             tracing::error!("a worker's job panicked");
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        buf::Pool,
+        disk::sim::Sim,
+        handle::Proof,
+        store::{Options, PieceError},
+    };
+    use peer_proto::{Algorithm, LayoutBuilder, PieceIndex, ProofError};
+    use std::sync::mpsc;
+
+    const MIB: usize = 1 << 20;
+
+    /// Behind a thread that is held up, so that they are all there when it turns to them.
+    #[test]
+    fn pieces_that_wait_are_proven_together_and_each_has_its_own_answer() {
+        let options = Options { quota: None, proof: Proof::Full, boot: [1; 16] };
+        let disk = Sim::new(1, 1 << 30);
+        let store = Arc::new(Store::open(Arc::new(disk), options, Pool::new(64 * MIB), 0).unwrap());
+        let workers = Workers::start(NonZeroUsize::MIN, Arc::clone(&store)).unwrap();
+        let bytes: Vec<u8> = (0..12 * MIB + 5).map(|i| (i % 251) as u8).collect();
+        let mut builder = LayoutBuilder::new(Algorithm::Sha256);
+        builder.update(&bytes).unwrap();
+        let layout = Arc::new(builder.finish());
+        let blob = store.begin(&layout, None).unwrap();
+        let wrong = layout.geometry().piece(3).unwrap();
+
+        let (go, held) = mpsc::channel::<()>();
+        let holding = workers.start_call(Lane::Hash, move |_| held.recv()).unwrap();
+        let send = |piece: PieceIndex, damaged: bool| {
+            let range = layout.geometry().range(piece);
+            let part = &bytes[range.start as usize..range.end as usize];
+            let mut buf = store.pool().take(part.len()).unwrap();
+            buf.copy_from_slice(part);
+            buf[0] ^= u8::from(damaged);
+            let (sender, outcome) = oneshot::channel();
+            let job = Job::Piece(Piece { blob: Arc::clone(&blob), piece, buf });
+            workers.submit(Work { job, reply: Reply::Oneshot(sender) }).ok().unwrap();
+            (piece, outcome)
+        };
+        let mut sent: Vec<_> = layout.geometry().all().map(|piece| send(piece, piece == wrong)).collect();
+        let call = workers.start_call(Lane::Hash, |_| 7).unwrap();
+        sent.push(send(wrong, false));
+        go.send(()).unwrap();
+        holding.blocking_recv().unwrap().unwrap();
+
+        let mut refused = 0;
+        for (piece, outcome) in sent {
+            let Outcome::Piece { piece: told, result } = outcome.blocking_recv().unwrap() else { panic!("of a piece") };
+            assert_eq!(told, piece);
+            match result {
+                Ok(stored) => assert!(stored.fresh && stored.bytes.len() as u32 == layout.geometry().piece_len(piece)),
+                Err(PieceError::Proof(ProofError::Checksum(damaged))) => {
+                    refused += 1;
+                    assert_eq!(damaged, wrong);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!((refused, call.blocking_recv().unwrap()), (1, 7));
+        assert!(store.finish(&blob).unwrap().is_whole());
+        workers.stop();
+        // Thirteen in front of the call: eight and five at once, and the one behind it alone.
+        let together = workers.shared.together.load(Relaxed);
+        assert_eq!(together, if store.lanes().is_some() { 13 } else { 0 });
+        assert_eq!(workers.shared.done.load(Relaxed), 16);
     }
 }

@@ -1,7 +1,11 @@
 //! A digest as a chain: SHA-2 compresses block after block, so the hash of a blob passes through a known state at every
 //! piece edge. Whoever knows the state at both ends of a piece can prove the piece alone, in any order.
 
+#[cfg(target_arch = "x86_64")]
+pub mod lanes;
+
 use crate::id::{Algorithm, Digest};
+use core::array;
 use sha2::block_api::{compress256, compress512};
 
 const SHA256_INITIAL: [u32; 8] =
@@ -20,6 +24,24 @@ const SHA512_INITIAL: [u64; 8] = [
 /// Longest block of a hash we know, in bytes. Piece lengths are multiples of it.
 pub const BLOCK_LEN_MAX: usize = 128;
 
+const SHA256_BLOCK_LEN: usize = 64;
+
+/// Messages that a [`Compress`] does at once.
+pub const LANES: usize = 8;
+
+/// Compresses blocks of several messages into the SHA-256 state of each, as many as the message with the fewest has. Takes as long for
+/// one message as for all.
+pub type Compress = fn(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]);
+
+/// A processor's way to do several messages at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Lanes {
+    /// How.
+    pub compress: Compress,
+    /// Fewer messages are done sooner one after the other; at least 1, at most [`LANES`].
+    pub fewest: usize,
+}
+
 #[derive(Clone, Copy)]
 enum State {
     Sha256([u32; 8]),
@@ -36,7 +58,7 @@ impl State {
 
     const fn block_len(&self) -> usize {
         match self {
-            Self::Sha256(_) => 64,
+            Self::Sha256(_) => SHA256_BLOCK_LEN,
             Self::Sha512(_) => 128,
         }
     }
@@ -144,6 +166,38 @@ impl Hasher {
         self.pending_len = rest;
     }
 
+    /// Hashes the next bytes of each of several hashes, up to [`LANES`]; those of SHA-256 at once, as far as they all go.
+    pub(crate) fn update_together(hashes: &mut [(&mut Self, &[u8])], lanes: Lanes) {
+        let mut filled = [const { None }; LANES];
+        let fitting = hashes.iter_mut().filter_map(|(hasher, bytes)| match &mut hasher.state {
+            State::Sha256(words) if hasher.pending_len == 0 && bytes.len() >= SHA256_BLOCK_LEN => {
+                Some((words, &mut hasher.len, bytes))
+            }
+            _ => None,
+        });
+        let mut count = 0;
+        for (lane, fits) in filled.iter_mut().zip(fitting) {
+            *lane = Some(fits);
+            count += 1;
+        }
+        let shortest = filled.iter().flatten().map(|(_, _, bytes)| bytes.len() / SHA256_BLOCK_LEN).min().unwrap_or(0);
+        if shortest > 0 && count >= lanes.fewest {
+            // Lanes without a message do the first one's again, for nobody.
+            let lane = |lane: usize| filled[lane].as_ref().or(filled[0].as_ref());
+            let mut states = array::from_fn(|at| lane(at).map_or([0; 8], |(words, ..)| **words));
+            let blocks =
+                array::from_fn(|at| &lane(at).map_or(&[][..], |(_, _, bytes)| bytes.as_chunks().0)[..shortest]);
+            (lanes.compress)(&mut states, &blocks);
+            let done = shortest * SHA256_BLOCK_LEN;
+            for ((words, len, bytes), state) in filled.into_iter().flatten().zip(states) {
+                *words = state;
+                *len += done as u64;
+                *bytes = &bytes[done..];
+            }
+        }
+        hashes.iter_mut().for_each(|(hasher, bytes)| hasher.update(bytes));
+    }
+
     /// The chaining value here, where the length so far is a multiple of the hash's block.
     pub(crate) fn edge(&self) -> Option<Digest> {
         (self.pending_len == 0).then(|| self.state.value())
@@ -166,10 +220,49 @@ impl Hasher {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use proptest::prelude::*;
     use sha2::Digest as _;
+
+    /// Lanes one after the other.
+    pub(crate) fn plain(fewest: usize) -> Lanes {
+        fn compress(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]) {
+            let shortest = blocks.iter().map(|blocks| blocks.len()).min().unwrap();
+            states.iter_mut().zip(blocks).for_each(|(state, blocks)| compress256(state, &blocks[..shortest]));
+        }
+        Lanes { compress, fewest }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever their lengths, kinds and cuts, several hashes come to what each comes to by itself.
+        #[test]
+        fn hashes_together_are_the_same_as_each_alone(
+            messages in proptest::collection::vec((0usize..2000, any::<bool>(), any::<u8>()), 0..=LANES),
+            step in 1usize..700,
+            fewest in 1..=LANES,
+        ) {
+            let algorithms = messages.iter().map(|(_, long, _)| if *long { Algorithm::Sha512 } else { Algorithm::Sha256 });
+            let mut together: Vec<_> = algorithms.clone().map(Hasher::new).collect();
+            let bytes: Vec<Vec<u8>> =
+                messages.iter().map(|(len, _, salt)| (0..*len).map(|i| (i * 31 % 251) as u8 ^ salt).collect()).collect();
+            for from in (0..2000).step_by(step) {
+                let part = |bytes: &'_ [u8]| from.min(bytes.len())..(from + step).min(bytes.len());
+                let mut parts: Vec<_> =
+                    together.iter_mut().zip(&bytes).map(|(hasher, bytes)| (hasher, &bytes[part(bytes)])).collect();
+                Hasher::update_together(&mut parts, plain(fewest));
+            }
+            for ((together, bytes), algorithm) in together.into_iter().zip(&bytes).zip(algorithms) {
+                let mut alone = Hasher::new(algorithm);
+                alone.update(bytes);
+                prop_assert_eq!(together.len(), alone.len());
+                prop_assert_eq!(together.finish(), alone.finish());
+            }
+        }
+    }
 
     #[test]
     fn agrees_with_the_plain_hash_whatever_the_cuts() {

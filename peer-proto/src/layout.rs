@@ -21,7 +21,7 @@
 //! | last 4 | CRC-32 of everything before |
 
 use crate::{
-    chain::{self, BLOCK_LEN_MAX},
+    chain::{self, BLOCK_LEN_MAX, LANES, Lanes},
     id::{Algorithm, Digest},
 };
 use alloc::{boxed::Box, vec::Vec};
@@ -41,6 +41,9 @@ pub const LEN_MAX: u64 = PIECES_MAX as u64 * PIECE_LEN_MAX as u64;
 
 const MAGIC: [u8; 4] = *b"SLYT";
 const HEADER_LEN: usize = 24;
+/// Bytes of each piece that are checked by both sums before the next ones, where several are proven at once: as much as a core's own
+/// cache keeps of all of them.
+const STEP_LEN: usize = 16 << 10;
 
 /// The number of a piece that its layout has. Made by [`Geometry::piece`] and its kin only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -322,6 +325,36 @@ fn encoded_len(algorithm: Algorithm, pieces: u32) -> usize {
     HEADER_LEN + algorithm.digest_len() + 4 * pieces + pieces.saturating_sub(1) * algorithm.digest_len() + 4
 }
 
+/// Bytes that are said to be a piece of a blob.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The blob's.
+    pub layout: &'a Layout,
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// All its bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Proves several pieces, of one blob or of several, each as [`Layout::prove`] does. Those of SHA-256 are hashed [`LANES`] at a time.
+pub fn prove_together(candidates: &[Candidate<'_>], lanes: Lanes) -> Vec<Result<(), ProofError>> {
+    candidates.chunks(LANES).flat_map(|candidates| prove_lanes(candidates, lanes)).collect()
+}
+
+fn prove_lanes(candidates: &[Candidate<'_>], lanes: Lanes) -> Vec<Result<(), ProofError>> {
+    let mut provers: Vec<_> =
+        candidates.iter().map(|candidate| (candidate.layout.prover(candidate.piece), candidate.bytes)).collect();
+    while provers.iter().any(|(_, bytes)| !bytes.is_empty()) {
+        let steps = provers.iter_mut().map(|(prover, bytes)| {
+            let step = bytes.split_off(..bytes.len().min(STEP_LEN)).unwrap_or_default();
+            prover.crc.update(step);
+            (&mut prover.hasher, step)
+        });
+        chain::Hasher::update_together(&mut steps.collect::<Vec<_>>(), lanes);
+    }
+    provers.into_iter().map(|(prover, _)| prover.finish()).collect()
+}
+
 /// The proof of one piece under way. See [`Layout::prover`].
 pub struct Prover<'a> {
     layout: &'a Layout,
@@ -524,6 +557,44 @@ mod tests {
         forged.crcs[1] = crc32fast::hash(&wrong);
         let piece = forged.geometry().piece(1).unwrap();
         assert_eq!(forged.prove(piece, &wrong), Err(ProofError::Chain(piece)));
+    }
+
+    #[test]
+    fn pieces_proven_together_are_judged_one_by_one() {
+        let mib = MIB as usize;
+        let (short, long) = (blob(2 * mib + 77), blob(9 * mib + 1));
+        let layouts =
+            [layout(&short, Algorithm::Sha256), layout(&long, Algorithm::Sha256), layout(&short, Algorithm::Sha512)];
+        let piece = |blob: usize, index: u32| {
+            let (layout, bytes) = (&layouts[blob], if blob == 1 { &long } else { &short });
+            let piece = layout.geometry().piece(index).unwrap();
+            let range = layout.geometry().range(piece);
+            Candidate { layout, piece, bytes: &bytes[range.start as usize..range.end as usize] }
+        };
+        let mut candidates: Vec<_> = (0..10).map(|index| piece(1, index)).collect();
+        candidates.extend([piece(0, 2), piece(2, 1), piece(0, 0), piece(2, 2), piece(0, 1)]);
+        let count = candidates.len();
+        let lanes = chain::tests::plain(1);
+        assert_eq!(prove_together(&candidates, lanes), vec![Ok(()); count]);
+        assert_eq!(prove_together(&[], lanes), []);
+
+        let mut damaged = candidates[3].bytes.to_vec();
+        damaged[mib - 1] ^= 1;
+        let (mut forged, wrong) = (layouts[1].clone(), vec![0; mib]);
+        forged.crcs[4] = crc32fast::hash(&wrong);
+        let (third, fourth) = (candidates[3].piece, candidates[4].piece);
+        candidates[3].bytes = &damaged;
+        candidates[4] = Candidate { layout: &forged, piece: fourth, bytes: &wrong };
+        candidates[6].bytes = &candidates[6].bytes[1..];
+        candidates[12].bytes = &[];
+        for (at, proven) in prove_together(&candidates, lanes).into_iter().enumerate() {
+            match at {
+                3 => assert_eq!(proven, Err(ProofError::Checksum(third))),
+                4 => assert_eq!(proven, Err(ProofError::Chain(fourth))),
+                6 | 12 => assert!(matches!(proven, Err(ProofError::Length { .. }))),
+                _ => assert_eq!(proven, Ok(()), "{at}"),
+            }
+        }
     }
 
     #[test]

@@ -669,7 +669,7 @@ impl World {
 
     fn work(&mut self, node: usize, job: Job) -> (Outcome, Duration) {
         let bytes = match &job {
-            Job::Piece { buf, .. } => buf.len() as u64,
+            Job::Piece(piece) => piece.buf.len() as u64,
             Job::Read { range, .. } => range.end - range.start,
             _ => 0,
         };

@@ -4,7 +4,7 @@ use super::{Core, Pending, STARVED_RETRY, STORE_FAILURES_MAX, command::Message, 
 use crate::{
     driver::{Effect, Token},
     handle::Error,
-    job::{Job, Outcome, Stored},
+    job::{Job, Outcome, Piece, Stored},
     store::{self, Blob, PieceError},
 };
 use bytes::Bytes;
@@ -22,7 +22,7 @@ impl Core {
         let Some(lane) = link.lanes.get(&channel) else { return };
         let (slot, digest) = (lane.slot, lane.digest);
         let Some(shared) = self.blobs.get(&digest).filter(|_| self.downloads.contains_key(&digest)) else { return };
-        let job = Job::Piece { blob: shared.blob.clone(), piece, buf };
+        let job = Job::Piece(Piece { blob: shared.blob.clone(), piece, buf });
         self.submit(Pending::Piece { digest, slot, piece }, job);
     }
 

@@ -7,8 +7,12 @@ use super::{
     record,
     table::Entry,
 };
-use crate::{disk::Space, handle::Proof};
-use peer_proto::{Algorithm, Layout, Namespace, PieceIndex};
+use crate::{disk::Space, handle::Proof, raw};
+use peer_proto::{
+    Algorithm, Layout, Namespace, PieceIndex, ProofError,
+    chain::Lanes,
+    layout::{self, Candidate},
+};
 use std::{io, sync::Arc};
 
 impl Store {
@@ -68,12 +72,41 @@ impl Store {
         })
     }
 
+    /// Proves a piece.
+    pub fn prove(&self, candidate: Candidate<'_>) -> Result<(), ProofError> {
+        let Candidate { layout, piece, bytes } = candidate;
+        match self.options.proof {
+            Proof::Full => layout.prove(piece, bytes),
+            Proof::Crc => layout.check_crc(piece, bytes),
+        }
+    }
+
+    /// Proves several pieces, at once where that is cheaper (see [`Self::lanes`]).
+    pub fn prove_together(&self, candidates: &[Candidate<'_>]) -> Vec<Result<(), ProofError>> {
+        match self.lanes() {
+            Some(lanes) => layout::prove_together(candidates, lanes),
+            None => candidates.iter().map(|candidate| self.prove(*candidate)).collect(),
+        }
+    }
+
+    /// How this processor proves several pieces at once; none where it cannot, or nothing is hashed.
+    pub fn lanes(&self) -> Option<Lanes> {
+        (self.options.proof == Proof::Full).then(raw::lanes).flatten()
+    }
+
     /// Proves a piece and puts it in its place. False where it was there already.
     pub fn put(&self, blob: &Blob, piece: PieceIndex, bytes: &[u8]) -> Result<bool, PieceError> {
-        let proven = match self.options.proof {
-            Proof::Full => blob.layout.prove(piece, bytes),
-            Proof::Crc => blob.layout.check_crc(piece, bytes),
-        };
+        self.place(blob, piece, bytes, self.prove(Candidate { layout: &blob.layout, piece, bytes }))
+    }
+
+    /// Puts a piece in its place, where it was proven. False where it was there already.
+    pub(crate) fn place(
+        &self,
+        blob: &Blob,
+        piece: PieceIndex,
+        bytes: &[u8],
+        proven: Result<(), ProofError>,
+    ) -> Result<bool, PieceError> {
         if let Err(e) = proven {
             self.counters.pieces_refused.add(1);
             return Err(e.into());
