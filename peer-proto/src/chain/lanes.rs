@@ -96,12 +96,17 @@ macro_rules! unrolled {
 }
 
 /// Compresses the blocks of each message into its state, as many as the message with the fewest has.
+///
+/// # Safety
+///
+/// The processor must have AVX2, AVX-512F and AVX-512VL.
 #[target_feature(enable = "avx2,avx512f,avx512vl")]
 pub fn compress(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]) {
     let len = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
     // So that the loop needs no look at the lengths.
     let blocks: [_; LANES] = array::from_fn(|lane| &blocks[lane][..len]);
     let mut sums = transpose(states.map(|state| row(state.map(u32::cast_signed))));
+    #[expect(clippy::needless_range_loop, reason = "a place in each of eight")]
     for at in 0..len {
         let halves = [0, 1].map(|half| transpose(array::from_fn(|lane| message(&blocks[lane][at], half))));
         let mut schedule: [Words; 16] = array::from_fn(|word| halves[word / 8][word % 8]);
