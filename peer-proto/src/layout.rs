@@ -41,8 +41,7 @@ pub const LEN_MAX: u64 = PIECES_MAX as u64 * PIECE_LEN_MAX as u64;
 
 const MAGIC: [u8; 4] = *b"SLYT";
 const HEADER_LEN: usize = 24;
-/// Bytes of each piece that are checked by both sums before the next ones, where several are proven at once: as much as a core's own
-/// cache keeps of all of them.
+/// Bytes of a piece that both sums have passed before either turns to the next: a core's own cache keeps as many of [`LANES`] pieces.
 const STEP_LEN: usize = 16 << 10;
 
 /// The number of a piece that its layout has. Made by [`Geometry::piece`] and its kin only.
@@ -345,14 +344,26 @@ fn prove_lanes(candidates: &[Candidate<'_>], lanes: Lanes) -> Vec<Result<(), Pro
     let mut provers: Vec<_> =
         candidates.iter().map(|candidate| (candidate.layout.prover(candidate.piece), candidate.bytes)).collect();
     while provers.iter().any(|(_, bytes)| !bytes.is_empty()) {
-        let steps = provers.iter_mut().map(|(prover, bytes)| {
+        let mut crcs = Vec::with_capacity(LANES);
+        let mut hashes = Vec::with_capacity(LANES);
+        for (Prover { crc, hasher, .. }, bytes) in &mut provers {
             let step = bytes.split_off(..bytes.len().min(STEP_LEN)).unwrap_or_default();
-            prover.crc.update(step);
-            (&mut prover.hasher, step)
-        });
-        chain::Hasher::update_together(&mut steps.collect::<Vec<_>>(), lanes);
+            crcs.push((crc, step));
+            hashes.push((hasher, step));
+        }
+        chain::Hasher::update_together(&mut hashes, lanes);
+        crcs.into_iter().for_each(|(crc, step)| crc.update(step));
     }
     provers.into_iter().map(|(prover, _)| prover.finish()).collect()
+}
+
+/// Passes bytes through both sums. The slow one first, to which it is nothing to wait for bytes from another core; the fast one then has
+/// them near.
+fn sum(crc: &mut crc32fast::Hasher, hasher: &mut chain::Hasher, bytes: &[u8]) {
+    for step in bytes.chunks(STEP_LEN) {
+        hasher.update(step);
+        crc.update(step);
+    }
 }
 
 /// The proof of one piece under way. See [`Layout::prover`].
@@ -366,8 +377,7 @@ pub struct Prover<'a> {
 impl Prover<'_> {
     /// The piece's next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.crc.update(bytes);
-        self.hasher.update(bytes);
+        sum(&mut self.crc, &mut self.hasher, bytes);
     }
 
     /// Whether the bytes were the piece.
@@ -443,8 +453,7 @@ impl LayoutBuilder {
         while !bytes.is_empty() {
             let take = bytes.len().min((self.unit - self.since_edge) as usize);
             let (now, later) = bytes.split_at(take);
-            self.crc.update(now);
-            self.hasher.update(now);
+            sum(&mut self.crc, &mut self.hasher, now);
             self.since_edge += u32::try_from(take).unwrap_or(u32::MAX);
             if self.since_edge == self.unit {
                 self.edge();
