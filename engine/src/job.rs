@@ -7,7 +7,7 @@ use crate::{
     workers::Lane,
 };
 use bytes::Bytes;
-use peer_proto::{Digest, Layout, Namespace, PieceIndex, ProofError, layout::Candidate};
+use peer_proto::{Algorithm, Digest, Layout, Namespace, PieceIndex, ProofError, layout::Candidate};
 use std::{ops::Range, sync::Arc};
 
 /// Work that may block or take a core for a while.
@@ -58,6 +58,11 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// Whether several like it can be hashed at once.
+    pub fn fits_lanes(&self) -> bool {
+        self.blob.layout().digest().algorithm() == Algorithm::Sha256
+    }
+
     /// What it says it is.
     pub fn candidate(&self) -> Candidate<'_> {
         Candidate { layout: self.blob.layout(), piece: self.piece, bytes: &self.buf }

@@ -321,8 +321,8 @@ impl Queue {
     /// so many came together.
     fn pieces(&mut self, lanes: Lanes) -> Option<Vec<(Piece, Reply)>> {
         let threads = self.idle + 1;
-        let piece = |task: &&Task| matches!(task, Task::Work(Work { job: Job::Piece(_), .. }));
-        let front = self.tasks.iter().take(threads * LANES).take_while(piece).count();
+        let fits = |task: &&Task| matches!(task, Task::Work(Work { job: Job::Piece(piece), .. }) if piece.fits_lanes());
+        let front = self.tasks.iter().take(threads * LANES).take_while(fits).count();
         let share = front / threads;
         (share >= lanes.fewest).then(|| {
             let taken = self.tasks.drain(..share).filter_map(|task| match task {
