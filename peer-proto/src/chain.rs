@@ -1,11 +1,23 @@
 //! A digest as a chain: SHA-2 compresses block after block, so the hash of a blob passes through a known state at every
 //! piece edge. Whoever knows the state at both ends of a piece can prove the piece alone, in any order.
 
+/// A loop whose turns are written out, so that what is indexed by its number stays in registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! unrolled {
+    ($number:ident in $($value:literal)* $body:block) => {
+        $({
+            const $number: usize = $value;
+            $body
+        })*
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 pub mod lanes;
+#[cfg(target_arch = "x86_64")]
+pub mod pairs;
 
 use crate::id::{Algorithm, Digest};
-use core::array;
 use sha2::block_api::{compress256, compress512};
 
 const SHA256_INITIAL: [u32; 8] =
@@ -26,12 +38,25 @@ pub const BLOCK_LEN_MAX: usize = 128;
 
 const SHA256_BLOCK_LEN: usize = 64;
 
-/// Messages that a [`Compress`] does at once.
+/// SHA-256's, one for each round (FIPS 180-4, section 4.2.2).
+#[cfg(target_arch = "x86_64")]
+#[rustfmt::skip]
+const ROUND_CONSTANTS: [u32; 64] = [
+    0x428a_2f98, 0x7137_4491, 0xb5c0_fbcf, 0xe9b5_dba5, 0x3956_c25b, 0x59f1_11f1, 0x923f_82a4, 0xab1c_5ed5,
+    0xd807_aa98, 0x1283_5b01, 0x2431_85be, 0x550c_7dc3, 0x72be_5d74, 0x80de_b1fe, 0x9bdc_06a7, 0xc19b_f174,
+    0xe49b_69c1, 0xefbe_4786, 0x0fc1_9dc6, 0x240c_a1cc, 0x2de9_2c6f, 0x4a74_84aa, 0x5cb0_a9dc, 0x76f9_88da,
+    0x983e_5152, 0xa831_c66d, 0xb003_27c8, 0xbf59_7fc7, 0xc6e0_0bf3, 0xd5a7_9147, 0x06ca_6351, 0x1429_2967,
+    0x27b7_0a85, 0x2e1b_2138, 0x4d2c_6dfc, 0x5338_0d13, 0x650a_7354, 0x766a_0abb, 0x81c2_c92e, 0x9272_2c85,
+    0xa2bf_e8a1, 0xa81a_664b, 0xc24b_8b70, 0xc76c_51a3, 0xd192_e819, 0xd699_0624, 0xf40e_3585, 0x106a_a070,
+    0x19a4_c116, 0x1e37_6c08, 0x2748_774c, 0x34b0_bcb5, 0x391c_0cb3, 0x4ed8_aa4a, 0x5b9c_ca4f, 0x682e_6ff3,
+    0x748f_82ee, 0x78a5_636f, 0x84c8_7814, 0x8cc7_0208, 0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2,
+];
+
+/// Most messages that a [`Compress`] does at once.
 pub const LANES: usize = 8;
 
-/// Compresses blocks of several messages into the SHA-256 state of each, as many as the message with the fewest has. Takes as long for
-/// one message as for all.
-pub type Compress = fn(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]);
+/// Compresses blocks of several messages, at most [`LANES`], into the SHA-256 state of each; as many as the message with the fewest has.
+pub type Compress = fn(states: &mut [[u32; 8]], blocks: &[&[[u8; SHA256_BLOCK_LEN]]]);
 
 /// A processor's way to do several messages at once.
 #[derive(Clone, Copy, Debug)]
@@ -182,12 +207,13 @@ impl Hasher {
         }
         let shortest = filled.iter().flatten().map(|(_, _, bytes)| bytes.len() / SHA256_BLOCK_LEN).min().unwrap_or(0);
         if shortest > 0 && count >= lanes.fewest {
-            // Lanes without a message do the first one's again, for nobody.
-            let lane = |lane: usize| filled[lane].as_ref().or(filled[0].as_ref());
-            let mut states = array::from_fn(|at| lane(at).map_or([0; 8], |(words, ..)| **words));
-            let blocks =
-                array::from_fn(|at| &lane(at).map_or(&[][..], |(_, _, bytes)| bytes.as_chunks().0)[..shortest]);
-            (lanes.compress)(&mut states, &blocks);
+            let mut states = [[0; 8]; LANES];
+            let mut blocks = [&[][..]; LANES];
+            for (lane, (words, _, bytes)) in filled.iter().flatten().enumerate() {
+                states[lane] = **words;
+                blocks[lane] = &bytes.as_chunks().0[..shortest];
+            }
+            (lanes.compress)(&mut states[..count], &blocks[..count]);
             let done = shortest * SHA256_BLOCK_LEN;
             for ((words, len, bytes), state) in filled.into_iter().flatten().zip(states) {
                 *words = state;
@@ -228,7 +254,7 @@ pub(crate) mod tests {
 
     /// Lanes one after the other.
     pub(crate) fn plain(fewest: usize) -> Lanes {
-        fn compress(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]) {
+        fn compress(states: &mut [[u32; 8]], blocks: &[&[[u8; SHA256_BLOCK_LEN]]]) {
             let shortest = blocks.iter().map(|blocks| blocks.len()).min().unwrap();
             states.iter_mut().zip(blocks).for_each(|(state, blocks)| compress256(state, &blocks[..shortest]));
         }

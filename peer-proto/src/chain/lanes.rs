@@ -3,115 +3,47 @@
 //!
 //! A message is a chain and cannot be cut; pieces can, since a layout has the state at every edge.
 
-use super::{LANES, SHA256_BLOCK_LEN};
+use super::{LANES, ROUND_CONSTANTS, SHA256_BLOCK_LEN};
 use core::{
     arch::x86_64::{
         __m256i, _mm256_add_epi32, _mm256_extract_epi32, _mm256_permute2x128_si256, _mm256_ror_epi32,
-        _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setr_epi64x, _mm256_shuffle_epi8,
-        _mm256_srli_epi32, _mm256_ternarylogic_epi32, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-        _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+        _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setr_epi64x, _mm256_setzero_si256,
+        _mm256_shuffle_epi8, _mm256_srli_epi32, _mm256_ternarylogic_epi32, _mm256_unpackhi_epi32,
+        _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
     },
     array,
 };
 
-/// FIPS 180-4, section 4.2.2.
-const ROUND: [u32; 64] = [
-    0x428a_2f98,
-    0x7137_4491,
-    0xb5c0_fbcf,
-    0xe9b5_dba5,
-    0x3956_c25b,
-    0x59f1_11f1,
-    0x923f_82a4,
-    0xab1c_5ed5,
-    0xd807_aa98,
-    0x1283_5b01,
-    0x2431_85be,
-    0x550c_7dc3,
-    0x72be_5d74,
-    0x80de_b1fe,
-    0x9bdc_06a7,
-    0xc19b_f174,
-    0xe49b_69c1,
-    0xefbe_4786,
-    0x0fc1_9dc6,
-    0x240c_a1cc,
-    0x2de9_2c6f,
-    0x4a74_84aa,
-    0x5cb0_a9dc,
-    0x76f9_88da,
-    0x983e_5152,
-    0xa831_c66d,
-    0xb003_27c8,
-    0xbf59_7fc7,
-    0xc6e0_0bf3,
-    0xd5a7_9147,
-    0x06ca_6351,
-    0x1429_2967,
-    0x27b7_0a85,
-    0x2e1b_2138,
-    0x4d2c_6dfc,
-    0x5338_0d13,
-    0x650a_7354,
-    0x766a_0abb,
-    0x81c2_c92e,
-    0x9272_2c85,
-    0xa2bf_e8a1,
-    0xa81a_664b,
-    0xc24b_8b70,
-    0xc76c_51a3,
-    0xd192_e819,
-    0xd699_0624,
-    0xf40e_3585,
-    0x106a_a070,
-    0x19a4_c116,
-    0x1e37_6c08,
-    0x2748_774c,
-    0x34b0_bcb5,
-    0x391c_0cb3,
-    0x4ed8_aa4a,
-    0x5b9c_ca4f,
-    0x682e_6ff3,
-    0x748f_82ee,
-    0x78a5_636f,
-    0x84c8_7814,
-    0x8cc7_0208,
-    0x90be_fffa,
-    0xa450_6ceb,
-    0xbef9_a3f7,
-    0xc671_78f2,
-];
-
 /// One word of each message.
 type Words = __m256i;
 
-/// A loop whose turns are written out, so that what it indexes by its number stays in registers.
-macro_rules! unrolled {
-    ($number:ident in $($value:literal)* $body:block) => {
-        $({
-            const $number: usize = $value;
-            $body
-        })*
-    };
-}
-
-/// Compresses the blocks of each message into its state, as many as the message with the fewest has.
+/// Compresses the blocks of each message, of which there are at most [`LANES`], into its state; as many as the message with the fewest
+/// has.
 ///
 /// # Safety
 ///
 /// The processor must have AVX2, AVX-512F and AVX-512VL.
 #[target_feature(enable = "avx2,avx512f,avx512vl")]
-pub fn compress(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LEN]]; LANES]) {
+pub fn compress(messages: &mut [[u32; 8]], blocks: &[&[[u8; SHA256_BLOCK_LEN]]]) {
+    let Some(first) = blocks.first() else { return };
     let len = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
-    // So that the loop needs no look at the lengths.
-    let blocks: [_; LANES] = array::from_fn(|lane| &blocks[lane][..len]);
+    // So that the loop needs no look at the lengths. Lanes without a message do the first one's again, for nobody.
+    let blocks: [_; LANES] = array::from_fn(|lane| &blocks.get(lane).unwrap_or(first)[..len]);
+    let mut states = [[0; 8]; LANES];
+    states.iter_mut().zip(&*messages).for_each(|(state, message)| *state = *message);
     let mut sums = transpose(states.map(|state| row(state.map(u32::cast_signed))));
-    #[expect(clippy::needless_range_loop, reason = "a place in each of eight")]
+    #[expect(clippy::needless_range_loop, reason = "a place in each message")]
     for at in 0..len {
-        let halves = [0, 1].map(|half| transpose(array::from_fn(|lane| message(&blocks[lane][at], half))));
-        let mut schedule: [Words; 16] = array::from_fn(|word| halves[word / 8][word % 8]);
+        let mut schedule = [_mm256_setzero_si256(); 16];
+        let (first, second) = schedule.split_at_mut(8);
+        for lane in 0..LANES {
+            (first[lane], second[lane]) = message(&blocks[lane][at]);
+        }
+        for half in schedule.as_chunks_mut().0 {
+            *half = transpose(*half);
+        }
         let mut state = sums;
-        for (turn, constants) in ROUND.as_chunks::<16>().0.iter().enumerate() {
+        for (turn, constants) in ROUND_CONSTANTS.as_chunks::<16>().0.iter().enumerate() {
             unrolled!(WORD in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 {
                 round(&mut state, schedule[WORD], constants[WORD]);
                 if turn < 3 {
@@ -119,9 +51,11 @@ pub fn compress(states: &mut [[u32; 8]; LANES], blocks: &[&[[u8; SHA256_BLOCK_LE
                 }
             });
         }
-        sums = array::from_fn(|word| add(sums[word], state[word]));
+        for word in 0..8 {
+            sums[word] = add(sums[word], state[word]);
+        }
     }
-    *states = transpose(sums).map(|row| words(row));
+    messages.iter_mut().zip(transpose(sums)).for_each(|(message, row)| *message = words(row));
 }
 
 #[target_feature(enable = "avx2")]
@@ -147,16 +81,19 @@ fn words(row: Words) -> [u32; 8] {
     .map(i32::cast_unsigned)
 }
 
-/// Half of a block as words, which are big endian.
+/// A block's halves as words, which are big endian.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn message(block: &[u8; SHA256_BLOCK_LEN], half: usize) -> Words {
-    let quads = &block.as_chunks::<8>().0[4 * half..4 * half + 4];
-    let quad = |at: usize| i64::from_le_bytes(quads[at]);
+fn message(block: &[u8; SHA256_BLOCK_LEN]) -> (Words, Words) {
+    let [a, b, c, d, e, f, g, h] = *block.as_chunks::<8>().0 else { unreachable!() };
     let turned = _mm256_setr_epi8(
         3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12, 3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8, 15, 14, 13, 12,
     );
-    _mm256_shuffle_epi8(_mm256_setr_epi64x(quad(0), quad(1), quad(2), quad(3)), turned)
+    let quad = i64::from_le_bytes;
+    (
+        _mm256_shuffle_epi8(_mm256_setr_epi64x(quad(a), quad(b), quad(c), quad(d)), turned),
+        _mm256_shuffle_epi8(_mm256_setr_epi64x(quad(e), quad(f), quad(g), quad(h)), turned),
+    )
 }
 
 /// Of eight rows of eight words the eight columns.
