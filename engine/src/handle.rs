@@ -259,6 +259,14 @@ pub enum Error {
     /// The range is not within the blob.
     #[error("range is not within the blob's {0} bytes")]
     Range(u64),
+    /// The address for peers cannot be listened on.
+    #[error("listen on {addr} for peers: {error}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
     /// The disk failed.
     #[error("disk: {0}")]
     Disk(#[from] io::Error),

@@ -54,10 +54,10 @@ impl Shards {
         seed: u64,
         pool: &Pool,
         workers: &Arc<Workers>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, Error> {
         let kind = choose(config.driver)?;
-        let count = config.shards.get();
-        let listeners = net::listeners(config.listen, count)?;
+        let (addr, count) = (config.listen, config.shards.get());
+        let listeners = net::listeners(addr, count, net::IN_USE_MAX).map_err(|error| Error::Listen { addr, error })?;
         let addr = listeners.first().map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
         let (mut outboxes, mut inboxes) = (Vec::new(), Vec::new());
         for _ in 0..count {
