@@ -31,6 +31,13 @@ impl Manager {
         let len = self.socket.recv(&mut said).expect("a word from the process");
         String::from_utf8_lossy(&said[..len]).into_owned()
     }
+
+    /// A `shoal` that tells it.
+    fn shoal(&self, role: &str) -> Command {
+        let mut shoal = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        shoal.arg(role).env("NOTIFY_SOCKET", &self.path).stdin(Stdio::null());
+        shoal
+    }
 }
 
 /// The kernel reaps a process before it lets go of what that one's rings hold.
@@ -40,13 +47,12 @@ fn an_agent_that_was_killed_starts_again_at_once() {
     let manager = Manager::start(dir.path());
     let peers = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for start in 0..8 {
-        let mut agent = Command::new(env!("CARGO_BIN_EXE_shoal"))
-            .args(["agent", "--registry-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"])
+        let mut agent = manager
+            .shoal("agent")
+            .args(["--registry-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"])
             .args(["--tracker", "127.0.0.1:1", "--index", "127.0.0.1:1"])
             .args(["--peer-listen", &peers.to_string(), "--data-dir"])
             .arg(dir.path().join("data"))
-            .env("NOTIFY_SOCKET", &manager.path)
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -67,10 +73,9 @@ fn an_agent_that_was_killed_starts_again_at_once() {
 fn a_service_manager_is_told_and_logs_are_json() {
     let dir = tempfile::tempdir().unwrap();
     let manager = Manager::start(dir.path());
-    let mut shoal = Command::new(env!("CARGO_BIN_EXE_shoal"))
-        .args(["tracker", "--api-listen", "127.0.0.1:0", "--origin", "127.0.0.1:1", "--log-format", "json"])
-        .env("NOTIFY_SOCKET", &manager.path)
-        .stdin(Stdio::null())
+    let mut shoal = manager
+        .shoal("tracker")
+        .args(["--api-listen", "127.0.0.1:0", "--origin", "127.0.0.1:1", "--log-format", "json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
