@@ -260,7 +260,7 @@ pub enum Error {
     #[error("range is not within the blob's {0} bytes")]
     Range(u64),
     /// The address for peers cannot be listened on.
-    #[error("listen on {addr} for peers: {error}")]
+    #[error("listen on {addr} for peers: {error}; does another node run here, or should peers have another address?")]
     Listen {
         /// The address.
         addr: SocketAddr,
